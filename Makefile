@@ -1,0 +1,76 @@
+# Drumline's set-up and checks. Needs Debian or Ubuntu with Python 3.11 to 3.13; `make help` lists the targets.
+#
+#   PYTHON=python3.12      the Python that the environment is made with; by default the first that fits
+#   GPU=0 or GPU=1         whether to install TensorFlow with CUDA; by default where the machine has an NVIDIA GPU
+#   ACCELERATOR=cpu, nccl  what Horovod is built for; by default install/build_horovod.py decides and says why
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PYTHON ?=
+GPU ?= $(if $(wildcard /dev/nvidia0),1,0)
+ACCELERATOR ?= auto
+LOCK := install/requirements$(if $(filter 1,$(GPU)),-gpu).lock
+
+UV_VERSION := 0.13.9
+UV := $(VENV)/uv-$(UV_VERSION)/bin/uv
+RESOLVE = $(UV) pip compile pyproject.toml install/build-requirements.in --extra dev --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --quiet $(UV_FLAGS)
+
+# Empty files that say, by their dates, what the environment already holds.
+SET_UP := $(VENV)/.set-up-with-$(notdir $(LOCK))
+HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
+
+.PHONY: help setup horovod demo test test-processes check lock bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(SET_UP) ## make .venv with the locked dependencies and this project in it
+
+horovod: $(HOROVOD) ## build Horovod for this machine, install it and prove it with two ranks
+
+demo: $(HOROVOD) ## the main job, from raw text to generated text: prepare, train, evaluate, predict
+	@install/demo.sh
+
+test: $(HOROVOD) ## run the default test suite
+	$(BIN)/python -m pytest
+
+test-processes: $(HOROVOD) ## run the tests that start real processes (horovodrun, workers) and the slow ones
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m "processes or slow"
+
+check: $(SET_UP) ## run ruff, ruff format and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(HOROVOD) ## measure the step time against a hand-written TensorFlow step
+	PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/step_time.py
+
+lock: $(UV) ## resolve the dependencies again; UV_FLAGS=--upgrade takes the newest
+	$(RESOLVE) --output-file install/requirements.lock
+	$(RESOLVE) --extra gpu --constraint install/requirements.lock --output-file install/requirements-gpu.lock
+
+clean: ## remove the environment and tool caches; runs, data and the cached Horovod wheel stay
+	rm -rf $(VENV) build dist drumline.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(SET_UP): $(LOCK) pyproject.toml
+	@PYTHON="$(PYTHON)" install/check_system.sh
+	@test -x $(BIN)/pip || "$$(PYTHON="$(PYTHON)" install/check_system.sh --python)" -m venv --clear $(VENV)
+	@echo "Installing what $(LOCK) names into $(VENV): some minutes the first time"
+	@$(BIN)/pip install --quiet --require-hashes --requirement $(LOCK)
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.set-up-with-*
+	@touch $@
+
+$(HOROVOD): $(SET_UP) $(wildcard install/*.py)
+	@$(BIN)/python -m install.build_horovod --accelerator $(ACCELERATOR)
+	@rm -f $(VENV)/.horovod-for-*
+	@touch $@
+
+$(UV): | $(SET_UP)
+	$(BIN)/python -m venv $(dir $(@D))
+	$(@D)/pip install --quiet uv==$(UV_VERSION)

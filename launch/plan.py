@@ -1,0 +1,184 @@
+"""Config and machine -> the processes that make up a run. Pure: looks at no machine and starts nothing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from trainer.config import Config, plan_batches
+from trainer.errors import BackendError, UserError
+
+Backend = Literal["single", "mirrored", "multiworker", "horovod"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has. `gpus` are names for CUDA_VISIBLE_DEVICES; `threads_are_set` means that the user chose how
+    many threads TensorFlow shall have, and that we leave it at that."""
+
+    num_cores: int
+    gpus: tuple[str, ...] = ()
+    horovodrun: str | None = None
+    threads_are_set: bool = False
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process to start: `env` is set on top of the launcher's environment."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The line that starts it from a shell."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        return " ".join([*assignments, shlex.join(self.argv)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The processes of a run. `reason` says why this backend, where the configuration left it open."""
+
+    backend: Backend
+    processes: tuple[Process, ...]
+    reason: str | None = None
+
+    def script(self) -> str:
+        """Shell lines that start the run as the launcher would: all but the last process in the background."""
+        *others, last = (str(process) for process in self.processes)
+        return "\n".join([*(f"{other} &" for other in others), last])
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training command: what a process runs, whoever starts it."""
+
+    command: tuple[str, ...]
+    config_path: Path
+    overrides: tuple[str, ...] = ()
+    fresh: bool = False
+
+    def argv(self, *overrides: str) -> tuple[str, ...]:
+        fresh = ("--fresh",) if self.fresh else ()
+        return (*self.command, str(self.config_path), *self.overrides, *overrides, *fresh)
+
+
+def plan_local(config: Config, training: Training, num_workers: int, machine: Machine, ports: Sequence[int]) -> Plan:
+    """The processes of a run on this machine; `ports` are free ones, a worker each.
+
+    Raises ConfigError where the batch does not divide, BackendError where the machine or the backend does not allow it.
+    """
+    backend, reason = _choose_backend(config, num_workers, machine)
+    if backend == "single" and num_workers > 1:
+        raise BackendError(
+            f"distribution.backend: got single, which is one process, and {num_workers} workers; "
+            "expected --workers 1, or backend mirrored, multiworker or horovod"
+        )
+    plan_batches(config.train, num_workers)
+    _require_gpus(num_workers, machine)
+    # `auto` is settled here, once, so that launcher and training cannot choose differently.
+    overrides = (f"distribution.backend={backend}",) if reason else ()
+    match backend:
+        case "single":
+            return Plan(backend, (Process("0", training.argv(*overrides)),), reason)
+        case "mirrored":
+            replicas = f"distribution.num_replicas={num_workers}"
+            return Plan(backend, (Process("0", training.argv(*overrides, replicas)),), reason)
+        case "multiworker":
+            return Plan(backend, _multiworker(training.argv(*overrides), machine, ports), reason)
+        case "horovod":
+            return Plan(backend, (_horovodrun(training.argv(*overrides), num_workers, machine),), reason)
+
+
+def plan_horovod(
+    config: Config,
+    training: Training,
+    num_workers: int,
+    machine: Machine,
+    hosts: str | None = None,
+    ssh_port: int | None = None,
+) -> Plan:
+    """One `horovodrun` over `hosts` (`a:4,b:4`; by default this machine alone)."""
+    if config.distribution.backend not in ("auto", "horovod"):
+        raise BackendError(
+            f"distribution.backend: got {config.distribution.backend}, expected horovod or auto; "
+            "add distribution.backend=horovod to train with Horovod all the same"
+        )
+    if hosts is None:
+        _require_gpus(num_workers, machine)
+    elif (num_slots := sum(parse_hosts(hosts).values())) < num_workers:
+        raise BackendError(f"--hosts: got {num_slots} slots for {num_workers} workers, expected at least {num_workers}")
+    plan_batches(config.train, num_workers)
+    reason = "asked for by `launch horovod`" if config.distribution.backend == "auto" else None
+    overrides = ("distribution.backend=horovod",) if reason else ()
+    options = (*(("-H", hosts) if hosts else ()), *(("-p", str(ssh_port)) if ssh_port else ()))
+    return Plan("horovod", (_horovodrun(training.argv(*overrides), num_workers, machine, options),), reason)
+
+
+def parse_hosts(text: str) -> dict[str, int]:
+    """`a:4,b:4` as the number of slots by host."""
+    slots: dict[str, int] = {}
+    for part in text.split(","):
+        host, _, number = part.partition(":")
+        if not host or not number.isdecimal() or int(number) < 1:
+            raise UserError(f"--hosts: got {part!r}, expected HOST:SLOTS, as in a:4,b:4")
+        if host in slots:
+            raise UserError(f"--hosts: {host} is given twice")
+        slots[host] = int(number)
+    return slots
+
+
+def _choose_backend(config: Config, num_workers: int, machine: Machine) -> tuple[Backend, str | None]:
+    if config.distribution.backend != "auto":
+        return config.distribution.backend, None
+    if num_workers == 1:
+        return "single", "one worker"
+    if machine.horovodrun:
+        return "horovod", f"{num_workers} workers, and Horovod is installed"
+    return "multiworker", f"{num_workers} workers, and Horovod is not installed"
+
+
+def _require_gpus(num_workers: int, machine: Machine) -> None:
+    if machine.gpus and num_workers > len(machine.gpus):
+        raise BackendError(
+            f"--workers: got {num_workers}, expected at most {len(machine.gpus)}, a GPU of this machine each; "
+            "set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU"
+        )
+
+
+def _multiworker(argv: tuple[str, ...], machine: Machine, ports: Sequence[int]) -> tuple[Process, ...]:
+    """TF_CONFIG as in tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable."""
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    processes = []
+    for rank in range(len(workers)):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
+        device = {"CUDA_VISIBLE_DEVICES": machine.gpus[rank]} if machine.gpus else {}
+        env = {"TF_CONFIG": json.dumps(task), **device, **_share_of_cores(len(workers), machine)}
+        processes.append(Process(str(rank), argv, env))
+    return tuple(processes)
+
+
+def _horovodrun(argv: tuple[str, ...], num_workers: int, machine: Machine, options: tuple[str, ...] = ()) -> Process:
+    """Cores are left alone: Horovod's ranks divide those of whichever machine they are on among themselves."""
+    if machine.horovodrun is None:
+        raise BackendError(
+            "distribution.backend: got horovod, which is not installed in this environment; "
+            "run `make horovod`, or take another backend"
+        )
+    return Process("horovodrun", (machine.horovodrun, "--gloo", "-np", str(num_workers), *options, *argv))
+
+
+def _share_of_cores(num_workers: int, machine: Machine) -> dict[str, str]:
+    """This machine's cores, divided: otherwise each worker would start threads for all of them.
+
+    TensorFlow reads both variables by itself (tensorflow/core/common_runtime/process_util.cc).
+    """
+    if num_workers == 1 or machine.threads_are_set:
+        return {}
+    share = str(max(1, machine.num_cores // num_workers))
+    return {"TF_NUM_INTRAOP_THREADS": share, "TF_NUM_INTEROP_THREADS": share}

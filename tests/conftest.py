@@ -1,0 +1,57 @@
+"""What all tests share: TensorFlow with two CPU devices for those that ask for it, and a small configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SMALL_CONFIG = """\
+run: {name: small, directory: RUNS}
+data:
+  store: STORE
+  train:
+    - path: text.txt
+  sequence_length: 16
+  tokenizer: {kind: bpe, vocabulary_size: 300}
+model:
+  num_layers: 2
+  num_heads: 2
+  width: 8
+optimizer:
+  learning_rate: 3e-4
+train:
+  steps: 20
+  global_batch_size: 8
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes longer than the default suite should; run in CI")
+    config.addinivalue_line("markers", "horovod: starts real ranks under horovodrun")
+    config.addinivalue_line("markers", "multiworker: starts two real processes of MultiWorkerMirroredStrategy")
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> ModuleType:
+    """TensorFlow with two logical CPU devices, so that MirroredStrategy can be tried everywhere.
+
+    Imported only here: tests without TensorFlow start at once, and no test can use its devices before they are divided.
+    """
+    import tensorflow
+
+    cpu = tensorflow.config.list_physical_devices("CPU")[0]
+    if tensorflow.config.get_logical_device_configuration(cpu) is None:
+        halves = [tensorflow.config.LogicalDeviceConfiguration()] * 2
+        tensorflow.config.set_logical_device_configuration(cpu, halves)
+    assert len(tensorflow.config.list_logical_devices("CPU")) >= 2, "TensorFlow was started before this fixture"
+    return tensorflow
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Path:
+    """A valid configuration, whose store and runs lie in `tmp_path` and do not exist yet."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL_CONFIG.replace("RUNS", str(tmp_path / "runs")).replace("STORE", str(tmp_path / "store")))
+    return path

@@ -1,0 +1,1 @@
+"""The training program. `trainer.loop.train` is where to begin reading."""

@@ -1,0 +1,294 @@
+"""The command line: each verb parses, loads and calls.
+
+Here alone logging gets a handler, errors become exit codes, and, so that TensorFlow does not talk over us, one
+environment variable gets a default. What a verb needs is imported when it is called: `--help` and `check` do without
+TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from launch.cli import add_verbs as add_launch_verbs
+from launch.cli import positive
+from trainer.arguments import Parser, Verbs, not_negative, probability, shard, temperature
+from trainer.errors import CheckpointError, DataError, DrumlineError, Stopped, UserError
+
+_EPILOG = """exit codes:
+  0 done; 1 a fault of ours; 2 a mistake in what was asked for; 3 training diverged;
+  70 a hang was detected; 75 stopped or interrupted: start it again and it goes on"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; the exit code."""
+    # Read by TensorFlow's C++ when it is imported: 2 leaves warnings and notices out, 0 brings them back.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser().parse(command_line)
+        _set_up_logging(arguments.verbose, arguments.quiet)
+        arguments.command_line = ["drumline", *command_line]
+        code = int(arguments.handler(arguments))
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # of argparse, which has said why
+        return stop.code if isinstance(stop.code, int) else 2
+    except BrokenPipeError:
+        # The reader of our output has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("drumline: interrupted", file=sys.stderr)
+        return Stopped.exit_code
+    except DrumlineError as error:
+        if error.exit_code == DrumlineError.exit_code:
+            traceback.print_exc()
+        else:
+            for line in str(error).splitlines():
+                print(f"drumline: {line}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _parser() -> Parser:
+    common = Parser(add_help=False)
+    # Absent unless given, so that a verb's parser does not undo what stood before the verb.
+    common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say more")
+    common.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say only what is wrong")
+    parser = Parser(
+        prog="drumline",
+        description="Train language models in TensorFlow on one device, many GPUs or a cluster, from one YAML file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.set_defaults(verbose=False, quiet=False, parser=parser)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_prepare(verbs, common)
+    _add_check(verbs, common)
+    _add_train(verbs, common)
+    _add_evaluate(verbs, common)
+    _add_predict(verbs, common)
+    _add_checkpoints(verbs, common)
+    add_launch_verbs(verbs, common)
+    return parser
+
+
+def _add_prepare(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser("prepare", help="text -> tokenizer and token store; safe to repeat", parents=[common])
+    _add_config(parser)
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts of the work, from 1")
+    part.add_argument("--merge", action="store_true", help="make the store of the shards, when all are there")
+    parser.add_argument("--processes", type=positive, metavar="N", help="how many work at once (default: a core each)")
+    parser.set_defaults(handler=_prepare, parser=parser)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from trainer.config_io import load_config
+    from trainer.data.prepare import prepare
+
+    config = load_config(arguments.config, arguments.overrides)
+    prepare(config, shard=arguments.shard, merge=arguments.merge, num_processes=arguments.processes)
+    return 0
+
+
+def _add_check(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser(
+        "check", help="validate; parameters, memory, batches, epochs; starts nothing", parents=[common]
+    )
+    _add_config(parser, nargs="?")
+    parser.add_argument("--replicas", type=positive, metavar="N", help="for so many (default: as configured, or 1)")
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema of configurations, for editors")
+    parser.set_defaults(handler=_check, parser=parser)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from trainer.config_io import config_schema, load_config
+
+    if arguments.schema:
+        print(json.dumps(config_schema(), indent=2))
+        return 0
+    if arguments.config is None:
+        raise UserError("check: got no CONFIG, expected a YAML file, or --schema")
+    from trainer.check import report
+
+    config = load_config(arguments.config, arguments.overrides)
+    print(report(config, arguments.replicas or config.distribution.num_replicas or 1))
+    return 0
+
+
+def _add_train(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser("train", help="train; go on by itself where the run has a checkpoint", parents=[common])
+    _add_config(parser)
+    parser.add_argument("--fresh", action="store_true", help="refuse to go on from a checkpoint")
+    parser.set_defaults(handler=_train, parser=parser)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from trainer.config_io import load_config
+
+    # Before TensorFlow is imported, which takes seconds.
+    config = load_config(arguments.config, arguments.overrides)
+    from trainer.loop import train
+
+    train(config, fresh=arguments.fresh, command_line=arguments.command_line)
+    return 0
+
+
+def _add_evaluate(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser("evaluate", help="validation loss of a run's checkpoint, as JSON", parents=[common])
+    _add_run(parser)
+    parser.add_argument("--batches", type=positive, metavar="N", help="how many (default: as the run's config says)")
+    parser.set_defaults(handler=_evaluate, parser=parser)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    run = _open_run(arguments.run)
+    from trainer.evaluate import evaluate_run
+
+    print(json.dumps(evaluate_run(run, arguments.checkpoint, arguments.batches)))
+    return 0
+
+
+def _add_predict(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser("predict", help="go on from prompts; JSON lines out", parents=[common])
+    _add_run(parser)
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="a prompt on each line of standard input")
+    prompts.add_argument("--text", nargs="+", action="extend", metavar="TEXT", help="prompts")
+    prompts.add_argument("--input", type=Path, metavar="FILE", help="a prompt on each line")
+    parser.add_argument("--max-tokens", type=positive, default=200, metavar="N", help="to generate (default: 200)")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--temperature", type=temperature, default=1.0, metavar="X", help="0 is greedy (default: 1)")
+    choice.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--top-k", type=positive, metavar="N", help="choose among the N likeliest tokens")
+    parser.add_argument("--top-p", type=probability, metavar="X", help="among the likeliest of total probability X")
+    parser.add_argument("--samples", type=positive, default=1, metavar="N", help="for each prompt (default: 1)")
+    parser.add_argument("--seed", type=not_negative, default=1, metavar="N", help="of the random choices (default: 1)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="texts at once (default: 8)")
+    parser.set_defaults(handler=_predict, parser=parser)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    run = _open_run(arguments.run)
+    prompts = _prompts(arguments)
+    from trainer.predict import SamplingOptions, predict_run
+
+    options = SamplingOptions(
+        max_tokens=arguments.max_tokens,
+        temperature=0.0 if arguments.greedy else arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        samples=arguments.samples,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+    )
+    for prediction in predict_run(run, prompts, options, arguments.checkpoint):
+        print(json.dumps(prediction, ensure_ascii=False), flush=True)
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace) -> Iterator[str]:
+    if arguments.text:
+        return iter(arguments.text)
+    if arguments.stdin:
+        return _lines(sys.stdin.buffer, "standard input")
+    try:
+        return _lines(arguments.input.open("rb"), str(arguments.input))
+    except OSError as error:
+        raise DataError(f"--input: {arguments.input}: {error.strerror}") from None
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[str]:
+    with file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode().removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                raise DataError(f"{name}:{number}: got the byte 0x{byte:02x}, expected text in UTF-8") from None
+
+
+def _add_checkpoints(verbs: Verbs, common: Parser) -> None:
+    checkpoints = verbs.add_parser("checkpoints", help="list or verify a run's checkpoints", parents=[common])
+    actions = checkpoints.add_subparsers(metavar="ACTION", required=True)
+    for name, handler, description in (
+        ("list", _list_checkpoints, "what there is, by what the manifests say"),
+        ("verify", _verify_checkpoints, "read every byte and compare the hashes"),
+    ):
+        parser = actions.add_parser(name, help=description, parents=[common])
+        parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
+        parser.set_defaults(handler=handler, parser=parser)
+
+
+def _list_checkpoints(arguments: argparse.Namespace) -> int:
+    from trainer.checkpoint import list_checkpoints
+
+    print(f"{'step':>10}  {'bytes':>15}  {'validation loss':>15}  state")
+    for info in list_checkpoints(_open_run(arguments.run) / "checkpoints"):
+        loss = "" if info.validation_loss is None else f"{info.validation_loss:.4f}"
+        print(f"{info.step:>10}  {info.num_bytes:>15,}  {loss:>15}  {info.problem or 'complete'}")
+    return 0
+
+
+def _verify_checkpoints(arguments: argparse.Namespace) -> int:
+    from trainer.checkpoint import list_checkpoints, verify_checkpoint
+
+    infos = list_checkpoints(_open_run(arguments.run) / "checkpoints")
+    problems = {}
+    for info in infos:
+        problem = info.problem or verify_checkpoint(info.path)
+        if problem is None:
+            print(f"{info.path}: good")
+        else:
+            problems[info.path] = problem
+    if problems:
+        raise CheckpointError("\n".join(f"{path}: {problem}" for path, problem in problems.items()))
+    if not infos:
+        raise CheckpointError(f"{arguments.run}: has no checkpoint")
+    return 0
+
+
+def _open_run(path: Path) -> Path:
+    """The folder of a run that has been started; complains of any other before TensorFlow is imported."""
+    from trainer.run_directory import open_run
+
+    run, _ = open_run(path)
+    return run.path
+
+
+def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs=nargs, help="the YAML file of the run")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="wins over the file")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
+    parser.add_argument(
+        "--checkpoint", default="latest", metavar="STEP|best|latest", help="which one (default: latest)"
+    )
+
+
+def _set_up_logging(verbose: bool, quiet: bool) -> None:
+    """Plain lines on stderr. The level is the root logger's; other packages are heard only when something is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.name = "drumline"
+    root = logging.getLogger()
+    for former in [each for each in root.handlers if each.name == handler.name]:
+        root.removeHandler(former)
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    for package in ("absl", "tensorflow", "keras", "h5py", "jax"):
+        logging.getLogger(package).setLevel(logging.WARNING)

@@ -1,0 +1,174 @@
+"""The manifest of a token store: what is in it and where it came from. Plain JSON, no TensorFlow, no Arrow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.errors import DataError
+
+STORE_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """A part of an input file, and the sha256 of the bytes it was read from: bytes `begin` to `end`, in Parquet rows.
+
+    `size` is that of the whole file. Where the range is the whole file the hash is what `sha256sum` prints for it
+    (of a Parquet file only the chunks of the column that holds the text are hashed).
+    """
+
+    path: str
+    size: int
+    begin: int
+    end: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Arrow file of the store; `file` is relative to the store."""
+
+    file: str
+    num_documents: int
+    num_tokens: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one source of the configuration became: its parts in order, and the inputs they were made from."""
+
+    path: str
+    weight: float | None
+    parts: tuple[Part, ...]
+    inputs: tuple[InputRange, ...]
+
+    @property
+    def num_documents(self) -> int:
+        return sum(part.num_documents for part in self.parts)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(part.num_tokens for part in self.parts)
+
+
+@dataclass(frozen=True)
+class StoreManifest:
+    """A whole token store. `token_dtype` is "uint16" where the vocabulary fits, otherwise "uint32"."""
+
+    version: int
+    tokenizer_fingerprint: str
+    vocabulary_size: int
+    end_of_text: int
+    token_dtype: str
+    train: tuple[Dataset, ...]
+    validation: tuple[Dataset, ...]
+
+    def datasets(self, split: Split) -> tuple[Dataset, ...]:
+        return self.train if split == "train" else self.validation
+
+    def num_documents(self, split: Split) -> int:
+        return sum(dataset.num_documents for dataset in self.datasets(split))
+
+    def num_tokens(self, split: Split) -> int:
+        return sum(dataset.num_tokens for dataset in self.datasets(split))
+
+    def num_samples(self, split: Split, sequence_length: int) -> int:
+        """The samples of a split when its documents are packed."""
+        return sum(num_samples(dataset.num_tokens, sequence_length) for dataset in self.datasets(split))
+
+
+def num_samples(num_tokens: int, sequence_length: int) -> int:
+    """How many packed sequences a stream of tokens holds: the last target needs one token more than the inputs."""
+    return max(0, num_tokens - 1) // sequence_length
+
+
+def read_manifest(store: Path) -> StoreManifest:
+    """Reads `manifest.json`; raises DataError where it is missing, damaged, or of another version."""
+    path = store / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; the token store is not there or not whole: run: drumline prepare CONFIG"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it and run: drumline prepare CONFIG") from None
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != STORE_VERSION:
+        raise DataError(
+            f"{path}: got store version {version!r}, expected {STORE_VERSION}; "
+            "delete the store and run: drumline prepare CONFIG"
+        )
+    try:
+        return StoreManifest(
+            **{
+                **content,
+                "train": tuple(_dataset(entry) for entry in content["train"]),
+                "validation": tuple(_dataset(entry) for entry in content["validation"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: is damaged ({error}); delete it and run: drumline prepare CONFIG") from None
+
+
+def write_manifest(manifest: StoreManifest, store: Path) -> None:
+    """Writes `manifest.json`, which makes the store whole."""
+    write_atomically(store / MANIFEST_NAME, json_bytes(asdict(manifest)))
+
+
+def json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all, also after a power cut."""
+    temporary = temporary_name(path)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    put_in_place(temporary, path)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where to write what `put_in_place` moves to `path`; the process number keeps two writers apart."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Renames a file that is on disk already to its final name, and sees the new name to disk."""
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename lasts only when the folder that holds the names is on disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _dataset(entry: dict[str, Any]) -> Dataset:
+    return Dataset(
+        path=entry["path"],
+        weight=entry["weight"],
+        parts=_records(Part, entry["parts"]),
+        inputs=_records(InputRange, entry["inputs"]),
+    )
+
+
+def _records(kind: type[Any], entries: Iterable[dict[str, Any]]) -> tuple[Any, ...]:
+    return tuple(kind(**entry) for entry in entries)

@@ -1,0 +1,117 @@
+"""The `tf.data` pipelines: batches of the order's samples, read by memory-map gathers; nothing in them holds state.
+
+A: micro-batches of an update, M: rows of a micro-batch, T: sequence length. Every element is what one replica needs for
+one update: `inputs` and `targets` int32 [A, M, T], `sample_ids` int64 [A, M], and `first_row` int64 [A], the row of the
+global batch at which each micro-batch begins. Elements go by step and, within a step, by replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import BatchPlan
+from trainer.data.order import SampleOrder
+from trainer.data.windows import Int64Array, Samples
+
+# A gather takes well under a millisecond and a step many: one thread reads while another waits for its turn. More of
+# them would take cores from the computation.
+NUM_READERS = 2
+NUM_PREFETCHED = 8
+
+PADDING_ID = -1
+
+
+def training_batches(
+    samples: Sequence[Samples], order: SampleOrder, plan: BatchPlan, first_step: int, replicas: range
+) -> tf.data.Dataset:
+    """The batches of the steps from `first_step` on, without end, for the replicas of this process."""
+    return _batches(samples, order, plan, first_step, replicas, order.sample_ids)
+
+
+def evaluation_batches(
+    samples: Sequence[Samples], plan: BatchPlan, num_batches: int | None, replicas: range, seed: int
+) -> tuple[tf.data.Dataset, int]:
+    """Batches that hold each sample once, and how many of them are to be read: at most `num_batches`, None for all.
+
+    They come in one shuffled order, so that the first batches are a fair sample of all; with the same `seed` the losses
+    of two runs compare. The last batch is filled up with rows of padding (id -1, all targets -1); so are any that are
+    read beyond it.
+    """
+    order = SampleOrder([part.num_samples for part in samples], None, seed)
+    num_all = -(-order.num_samples // plan.global_batch_size)
+
+    def ids_once(first: int, count: int) -> Int64Array:
+        ids = np.full(count, PADDING_ID, np.int64)
+        num_left = min(count, max(0, order.num_samples - first))
+        if num_left:
+            ids[:num_left] = order.sample_ids(first, num_left)
+        return ids
+
+    dataset = _batches(samples, order, plan, 0, replicas, ids_once)
+    return dataset, num_all if num_batches is None else min(num_batches, num_all)
+
+
+def _batches(
+    samples: Sequence[Samples],
+    order: SampleOrder,
+    plan: BatchPlan,
+    first_step: int,
+    replicas: range,
+    sample_ids: Callable[[int, int], Int64Array],
+) -> tf.data.Dataset:
+    length = samples[0].sequence_length
+    num_micro_batches, num_rows = plan.num_micro_batches, plan.rows_per_micro_batch
+
+    def read(element: np.int64) -> tuple[np.ndarray, np.ndarray, Int64Array, Int64Array]:
+        step, replica_number = divmod(int(element), len(replicas))
+        first_rows = list(plan.first_rows(replicas[replica_number]))
+        firsts = [step * plan.global_batch_size + row for row in first_rows]
+        ids = np.concatenate([sample_ids(first, num_rows) for first in firsts])
+        inputs, targets = _gather(samples, order, ids, length)
+        return inputs, targets, ids, np.asarray(first_rows, np.int64)
+
+    def element_of(number: tf.Tensor) -> dict[str, tf.Tensor]:
+        inputs, targets, ids, first_rows = tf.numpy_function(
+            read, [number], (tf.int32, tf.int32, tf.int64, tf.int64), stateful=False
+        )
+        return {
+            "inputs": tf.reshape(inputs, (num_micro_batches, num_rows, length)),
+            "targets": tf.reshape(targets, (num_micro_batches, num_rows, length)),
+            "sample_ids": tf.reshape(ids, (num_micro_batches, num_rows)),
+            "first_row": tf.reshape(first_rows, (num_micro_batches,)),
+        }
+
+    dataset = tf.data.Dataset.counter(start=first_step * len(replicas), dtype=tf.int64)
+    dataset = dataset.map(element_of, num_parallel_calls=NUM_READERS, deterministic=True)
+    return dataset.prefetch(NUM_PREFETCHED).with_options(_options())
+
+
+def _gather(
+    samples: Sequence[Samples], order: SampleOrder, ids: Int64Array, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads samples [B] of all data sets, with one call for each data set that has any: inputs and targets [B, T]."""
+    if len(samples) == 1:
+        return samples[0].gather(ids)
+    inputs = np.empty((len(ids), length), np.int32)
+    targets = np.empty((len(ids), length), np.int32)
+    datasets, locals_ = order.locate(ids)
+    padding = ids < 0
+    datasets[padding], locals_[padding] = 0, PADDING_ID
+    for number in np.unique(datasets).tolist():
+        rows = np.flatnonzero(datasets == number)
+        inputs[rows], targets[rows] = samples[number].gather(locals_[rows])
+    return inputs, targets
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = NUM_READERS
+    options.threading.max_intra_op_parallelism = 1
+    # Each process asks for its own replicas' rows: there is nothing left to divide.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options

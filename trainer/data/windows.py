@@ -1,0 +1,136 @@
+"""Cuts streams of tokens into training samples: inputs, and as targets the tokens that follow.
+
+B: samples of a batch, T: sequence length. A target of -1 does not count; a sample number of -1 asks for a row of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.data.manifest import num_samples
+from trainer.errors import DataError
+
+NOT_COUNTED = -1
+
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+
+
+class Samples(Protocol):
+    """A finite set of samples that can be read in any order."""
+
+    @property
+    def num_samples(self) -> int: ...
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    def gather(self, indices: Int64Array) -> tuple[Int32Array, Int32Array]:
+        """Reads the samples `indices` [B]: inputs [B, T] and targets [B, T]."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """The tokens of one data set as one long sequence, held as views of memory-mapped files.
+
+    `segments` follow each other; segment i begins at token `starts[i]`, and the last of the starts is the number of
+    tokens. `row_ends` are, segment by segment, the ends of the rows of the store, counted from the segment's begin.
+    """
+
+    name: str
+    end_of_text: int
+    segments: Sequence[npt.NDArray[np.unsignedinteger]]
+    row_ends: Sequence[Int64Array]
+    starts: Int64Array
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.starts[-1])
+
+    def read_into(self, row: Int32Array, begin: int) -> None:
+        """Copies the tokens from `begin` on into `row`, over as many segments as that takes."""
+        number = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        filled = 0
+        while filled < len(row):
+            segment = self.segments[number]
+            offset = begin + filled - int(self.starts[number])
+            taken = min(len(row) - filled, len(segment) - offset)
+            row[filled : filled + taken] = segment[offset : offset + taken]
+            filled += taken
+            number += 1
+
+    def document_ends(self) -> Int64Array:
+        """Where each document ends in the stream: after the rows that end with the end-of-text token.
+
+        A long document takes several rows, of which only the last ends with that token.
+        """
+        ends = []
+        for segment, row_ends, start in zip(self.segments, self.row_ends, self.starts, strict=False):
+            last_tokens = segment[row_ends - 1]
+            ends.append(row_ends[last_tokens == self.end_of_text] + start)
+        return np.concatenate([*ends, np.zeros(0, np.int64)]).astype(np.int64)
+
+
+class PackedWindows:
+    """Sample i is the tokens from i*T on, whatever documents they belong to: no position is wasted."""
+
+    def __init__(self, stream: TokenStream, sequence_length: int) -> None:
+        self._stream = stream
+        self.sequence_length = sequence_length
+        self.num_samples = num_samples(stream.num_tokens, sequence_length)
+        if self.num_samples == 0:
+            raise DataError(
+                f"{stream.name}: has {stream.num_tokens:,} tokens, and one sequence takes {sequence_length + 1:,}; "
+                "give more text or a smaller data.sequence_length"
+            )
+
+    def gather(self, indices: Int64Array) -> tuple[Int32Array, Int32Array]:
+        length = self.sequence_length
+        tokens = np.full((len(indices), length + 1), self._stream.end_of_text, np.int32)
+        for row, index in zip(tokens, indices.tolist(), strict=True):
+            if index >= 0:
+                self._stream.read_into(row, index * length)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        return np.ascontiguousarray(inputs), np.where(indices[:, None] >= 0, targets, np.int32(NOT_COUNTED))
+
+
+class DocumentWindows:
+    """Every document begins a sample of its own and takes as many as it needs; the last one is padded.
+
+    A document of L tokens, its end-of-text token included, has L-1 targets and so ceil((L-1)/T) samples: each token but
+    the first is a target exactly once. Padded inputs are end-of-text tokens, padded targets -1. Takes 16 bytes of
+    memory a document.
+    """
+
+    def __init__(self, stream: TokenStream, sequence_length: int) -> None:
+        self._stream = stream
+        self.sequence_length = sequence_length
+        self._ends = stream.document_ends()
+        lengths = np.diff(self._ends, prepend=0)
+        self._samples_before = np.concatenate([[0], np.cumsum(-(-(lengths - 1) // sequence_length))])
+        self.num_samples = int(self._samples_before[-1])
+        if self.num_samples == 0:
+            raise DataError(f"{stream.name}: has no document of two tokens or more; give more text")
+
+    def gather(self, indices: Int64Array) -> tuple[Int32Array, Int32Array]:
+        length = self.sequence_length
+        inputs = np.full((len(indices), length), self._stream.end_of_text, np.int32)
+        targets = np.full((len(indices), length), NOT_COUNTED, np.int32)
+        documents = np.searchsorted(self._samples_before, indices, side="right") - 1
+        for row, (index, document) in enumerate(zip(indices.tolist(), documents.tolist(), strict=True)):
+            if index < 0:
+                continue
+            document_begin = int(self._ends[document - 1]) if document else 0
+            begin = document_begin + (index - int(self._samples_before[document])) * length
+            num_targets = min(length, int(self._ends[document]) - begin - 1)
+            tokens = np.empty(num_targets + 1, np.int32)
+            self._stream.read_into(tokens, begin)
+            inputs[row, :num_targets] = tokens[:-1]
+            targets[row, :num_targets] = tokens[1:]
+        return inputs, targets

@@ -1,0 +1,9 @@
+"""How replicas work together: one small protocol, a class for each backend, and one explicit choice between them.
+
+Nothing outside this package imports `horovod.tensorflow` or names `tf.distribute`.
+"""
+
+from trainer.distribution.choice import connect
+from trainer.distribution.protocol import Distribution, any_process, chiefs, gather
+
+__all__ = ["Distribution", "any_process", "chiefs", "connect", "gather"]

@@ -1,0 +1,68 @@
+"""What this process computes on: GPUs with memory growth, logical CPU devices, and threads.
+
+Called once, before TensorFlow starts its runtime.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import tensorflow as tf
+
+from trainer.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+
+def use_gpu(local_rank: int, local_size: int) -> bool:
+    """Gives this process one GPU, by its rank on this machine. Whether there are any.
+
+    Raises BackendError where some ranks would have a GPU and others none.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return False
+    if len(gpus) == 1 and local_size > 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        local_rank = 0  # the launcher already gave each process its own
+    elif local_size > len(gpus):
+        raise BackendError(f"{local_size} ranks on a machine with {len(gpus)} GPUs: start at most one rank a GPU")
+    tf.config.set_visible_devices(gpus[local_rank], "GPU")
+    tf.config.experimental.set_memory_growth(gpus[local_rank], True)
+    return True
+
+
+def use_all_gpus() -> list[str]:
+    """Lets every visible GPU's memory grow as it is needed; their names."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return [f"GPU:{number}" for number in range(len(gpus))]
+
+
+def split_cpu(num_replicas: int) -> list[str]:
+    """Makes the CPU `num_replicas` logical devices; their names.
+
+    Raises BackendError where TensorFlow has already started with fewer.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        if len(tf.config.get_logical_device_configuration(cpu) or [None]) < num_replicas:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_replicas)
+    except RuntimeError as error:
+        raise BackendError(f"{num_replicas} CPU replicas asked for after TensorFlow has started: {error}") from error
+    return [device.name for device in tf.config.list_logical_devices("CPU")][:num_replicas]
+
+
+def share_cores(local_rank: int, local_size: int) -> None:
+    """Gives each rank on this machine its own cores, where the launcher has not: ranks that share cores wait for one
+    another's threads, and Horovod's own threads compete with all of them."""
+    cores = sorted(os.sched_getaffinity(0))
+    if local_size > 1 and len(cores) >= local_size and len(cores) == os.cpu_count():
+        each = len(cores) // local_size
+        cores = cores[local_rank * each : (local_rank + 1) * each]
+        os.sched_setaffinity(0, cores)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(len(cores))
+    except RuntimeError as error:
+        raise BackendError(f"threads set after TensorFlow has started: {error}") from error

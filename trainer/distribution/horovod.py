@@ -1,0 +1,77 @@
+"""Horovod: one process a replica, the collectives of `horovod.tensorflow` on plain tensors.
+
+Horovod's Keras wrappers do not know Keras 3 and are not used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import DistributionConfig
+from trainer.distribution import devices
+from trainer.errors import BackendError
+
+
+class HorovodDistribution:
+    """Ranks started by `horovodrun` or `drumline launch`; on its own, one rank."""
+
+    name = "horovod"
+
+    def __init__(self, config: DistributionConfig) -> None:
+        # A rank that never arrives ends the others after this long, instead of being warned about for ever.
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(round(config.timeout_seconds)))
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(round(min(60.0, config.timeout_seconds / 2))))
+        try:
+            import horovod.tensorflow as hvd
+        except ImportError as error:
+            raise BackendError(
+                f"backend horovod: Horovod is not installed for this Python ({error}); in a clone of Drumline run: make horovod"
+            ) from error
+        hvd.init()
+        self._hvd = hvd
+        self.rank, self.num_processes = hvd.rank(), hvd.size()
+        self.num_replicas, self.replicas = self.num_processes, range(self.rank, self.rank + 1)
+        self.is_chief = self.rank == 0
+        devices.share_cores(hvd.local_rank(), hvd.local_size())
+        devices.use_gpu(hvd.local_rank(), hvd.local_size())
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def iterate(self, batches: tf.data.Dataset) -> Iterator[Any]:
+        return iter(batches)
+
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        return function(*arguments)
+
+    def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        if self.num_processes == 1:
+            return list(tensors)
+        return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
+
+    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+        for each in arguments:
+            function(*each)
+
+    def local(self, value: Any) -> tuple[Any, ...]:
+        return (value,)
+
+    def sum_over_processes(self, values: np.ndarray) -> np.ndarray:
+        if self.num_processes == 1:
+            return values
+        with tf.device("CPU:0"):
+            return self._hvd.allreduce(tf.constant(values), op=self._hvd.Sum, name="host_sum").numpy()
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        if self.num_processes > 1:
+            self._hvd.broadcast_variables(list(variables), root_rank=0)
+
+    def close(self) -> None:
+        self.sum_over_processes(np.zeros(1, np.int64))
+        self._hvd.shutdown()

@@ -1,0 +1,73 @@
+"""What the step and the loop may ask of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+
+class Distribution(Protocol):
+    """Replicas in step. A process holds one replica, or, under `mirrored`, all of them.
+
+    name:          the backend, as the configuration names it
+    rank:          number of this process, from 0
+    num_processes: how many there are
+    replicas:      numbers of the replicas that live in this process
+    num_replicas:  how many there are in all processes
+    is_chief:      whether this process writes what is written once
+    """
+
+    name: str
+    rank: int
+    num_processes: int
+    replicas: range
+    num_replicas: int
+    is_chief: bool
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Variables created inside belong to all replicas."""
+
+    def iterate(self, batches: tf.data.Dataset) -> Iterator[Any]:
+        """An iterator, usable in a graph, over elements that stand in turn for this process's replicas."""
+
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Calls `function` once for each replica of this process, inside which the two methods below may be used."""
+
+    def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The sums of the tensors over all replicas, in one fused collective. Inside `run` only."""
+
+    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+        """Calls `function` with each of the tuples, the first of which is a variable to change. Inside `run` only."""
+
+    def local(self, value: Any) -> tuple[Any, ...]:
+        """What `run` returned, by replica of this process."""
+
+    def sum_over_processes(self, values: np.ndarray) -> np.ndarray:
+        """The sum of an int64 or float32 array over all processes, on the host. Every process must call it."""
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        """Gives the chief's values to all processes."""
+
+    def close(self) -> None:
+        """Leaves together: no process ends while another may still wait for it."""
+
+
+def any_process(distribution: Distribution, flag: bool) -> bool:
+    """Whether the flag is set on at least one process: how a stop is agreed."""
+    return bool(distribution.sum_over_processes(np.array([flag], np.int64))[0])
+
+
+def chiefs(distribution: Distribution, value: int) -> int:
+    """The chief's value, on every process."""
+    return int(distribution.sum_over_processes(np.array([value if distribution.is_chief else 0], np.int64))[0])
+
+
+def gather(distribution: Distribution, values: np.ndarray) -> np.ndarray:
+    """The int64 arrays of all processes, of one shape, stacked by rank on a new first axis."""
+    stacked = np.zeros((distribution.num_processes, *values.shape), np.int64)
+    stacked[distribution.rank] = values
+    return distribution.sum_over_processes(stacked)

@@ -1,0 +1,124 @@
+"""`tf.distribute`: MirroredStrategy on the devices of one machine, MultiWorkerMirroredStrategy over processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import DistributionConfig
+from trainer.distribution import devices
+from trainer.errors import BackendError
+
+
+class StrategyDistribution:
+    """What both strategies share; `connect_mirrored` and `connect_multiworker` make one."""
+
+    def __init__(
+        self, name: str, strategy: tf.distribute.Strategy, rank: int, num_processes: int, timeout_seconds: float
+    ) -> None:
+        self.name = name
+        self.rank, self.num_processes = rank, num_processes
+        self.num_replicas = strategy.num_replicas_in_sync
+        here = self.num_replicas // num_processes
+        self.replicas = range(rank * here, (rank + 1) * here)
+        self.is_chief = rank == 0
+        self._strategy = strategy
+        self._options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout_seconds)
+        self._sum = tf.function(self._sum_in_graph)
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def iterate(self, batches: tf.data.Dataset) -> Iterator[Any]:
+        return iter(self._strategy.distribute_datasets_from_function(lambda _: batches))
+
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        return self._strategy.run(function, args=arguments)
+
+    def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        if self.num_replicas == 1:
+            return list(tensors)
+        context = tf.distribute.get_replica_context()
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors), options=self._options))
+
+    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+        def on_every_device(strategy: tf.distribute.Strategy, arguments: Sequence[tuple[Any, ...]]) -> None:
+            for variable, *others in arguments:
+                strategy.extended.update(variable, function, args=tuple(others), group=False)
+
+        tf.distribute.get_replica_context().merge_call(on_every_device, args=(list(arguments),))
+
+    def local(self, value: Any) -> tuple[Any, ...]:
+        return self._strategy.experimental_local_results(value)
+
+    def sum_over_processes(self, values: np.ndarray) -> np.ndarray:
+        if self.num_processes == 1:
+            return values
+        return self.local(self._sum(tf.constant(values)))[0].numpy()
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        if self.num_processes == 1:
+            return
+        for variable in variables:
+            value = variable.numpy()
+            variable.assign(self.sum_over_processes(value if self.is_chief else np.zeros_like(value)))
+
+    def close(self) -> None:
+        self.sum_over_processes(np.zeros(1, np.int64))
+
+    def _sum_in_graph(self, values: tf.Tensor) -> Any:
+        def contribute(values: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            if context.replica_id_in_sync_group % len(self.replicas):
+                values = tf.zeros_like(values)  # one contribution a process
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, values, options=self._options)
+
+        return self._strategy.run(contribute, args=(values,))
+
+
+def connect_mirrored(config: DistributionConfig) -> StrategyDistribution:
+    """The GPUs of this machine, or, where there are none, logical devices of its CPU.
+
+    Raises BackendError where there are fewer devices than `num_replicas`.
+    """
+    names = devices.use_all_gpus()
+    if config.num_replicas is not None and len(names) < config.num_replicas:
+        if names:
+            raise BackendError(
+                f"distribution.num_replicas: got {config.num_replicas}, but this machine has {len(names)} GPUs; ask for fewer"
+            )
+        names = devices.split_cpu(config.num_replicas)
+    strategy = tf.distribute.MirroredStrategy(names[: config.num_replicas] or ["CPU:0"])
+    return StrategyDistribution("mirrored", strategy, rank=0, num_processes=1, timeout_seconds=config.timeout_seconds)
+
+
+def connect_multiworker(config: DistributionConfig) -> StrategyDistribution:
+    """The processes that TF_CONFIG lists.
+
+    Raises BackendError where TF_CONFIG is missing or lacks what is needed.
+    """
+    try:
+        description = json.loads(os.environ["TF_CONFIG"])
+        cluster, task = description["cluster"], description["task"]
+        chiefs = cluster.get("chief", [])
+        num_processes = len(chiefs) + len(cluster["worker"])
+        rank = int(task["index"]) + (len(chiefs) if task["type"] == "worker" else 0)
+    except KeyError as error:
+        raise BackendError(
+            f"backend multiworker: {error} is missing from the environment's TF_CONFIG; "
+            "start with: drumline launch local CONFIG --workers N"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise BackendError(
+            f"backend multiworker: TF_CONFIG cannot be read ({error}): {os.environ['TF_CONFIG']!r}"
+        ) from error
+    devices.use_all_gpus()
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=config.timeout_seconds)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    return StrategyDistribution("multiworker", strategy, rank, num_processes, config.timeout_seconds)

@@ -1,0 +1,102 @@
+"""Validation loss: during training, and of a finished run for `drumline evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+
+from trainer.checkpoint import choose_checkpoint, read_checkpoint
+from trainer.config import BatchPlan, Config, DistributionConfig, plan_batches
+from trainer.data.corpus import open_corpus
+from trainer.data.pipeline import evaluation_batches
+from trainer.data.windows import Samples
+from trainer.distribution import Distribution, connect
+from trainer.errors import DataError
+from trainer.run_directory import open_run
+from trainer.step import choose_compiler, compile_evaluation, create_weights
+from trainer.weights import assign_weights
+
+logger = logging.getLogger(__name__)
+
+ORDER_SEED = 0  # one order of the validation samples for all runs, so that their losses compare
+
+
+@dataclass(frozen=True)
+class Result:
+    """Mean loss in nats per token over `num_tokens` tokens, and how long it took."""
+
+    loss: float
+    num_tokens: int
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))  # beyond it there is no double to hold it
+
+
+class Evaluation:
+    """Evaluates the weights as they are, on all replicas together."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Mapping[str, tf.Variable],
+        distribution: Distribution,
+        plan: BatchPlan,
+        samples: Sequence[Samples],
+        use_xla: bool,
+    ) -> None:
+        self._every = config.evaluation.every if samples else None
+        self._last_step = config.train.steps
+        self._distribution = distribution
+        self._evaluate = compile_evaluation(config, weights, distribution, plan, use_xla)
+        if samples:
+            batches = config.evaluation.batches
+            self._batches, self.num_batches = evaluation_batches(
+                samples, plan, batches, distribution.replicas, ORDER_SEED
+            )
+
+    def is_due(self, step: int) -> bool:
+        return self._every is not None and (step % self._every == 0 or step == self._last_step)
+
+    def run(self) -> Result:
+        began = time.perf_counter()
+        loss_sum, num_tokens = self._evaluate(self._distribution.iterate(self._batches), tf.constant(self.num_batches))
+        tokens = int(num_tokens.numpy())
+        return Result(float(loss_sum.numpy()) / max(tokens, 1), tokens, time.perf_counter() - began)
+
+
+def evaluate_run(path: Path, checkpoint: str = "latest", num_batches: int | None = None) -> dict[str, object]:
+    """Evaluates a run's checkpoint on its validation data, on this machine's first device.
+
+    `checkpoint` is a step, `best` or `latest`; `num_batches` overrides the configuration's. Raises UserError where the
+    run, the checkpoint or the validation data are not there.
+    """
+    run, config = open_run(path)
+    chosen = choose_checkpoint(run.checkpoints, checkpoint)
+    if not config.data.validation:
+        raise DataError(f"{run.config}: data.validation is empty; there is nothing to evaluate on")
+    contents = read_checkpoint(chosen)
+    corpus = open_corpus(config, expected_fingerprint=contents.identity["tokenizer"])
+    evaluated = config.evaluation.model_copy(update={"batches": num_batches or config.evaluation.batches, "every": 1})
+    config = config.model_copy(update={"evaluation": evaluated})
+    distribution = connect(DistributionConfig(backend="single"))
+    weights = create_weights(config, corpus.manifest.vocabulary_size)
+    assign_weights(weights, contents.weights, str(chosen))
+    plan = plan_batches(config.train, distribution.num_replicas)
+    use_xla, _ = choose_compiler(config)
+    result = Evaluation(config, weights, distribution, plan, corpus.validation, use_xla).run()
+    return {
+        "run": str(path),
+        "step": contents.progress.step,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "num_tokens": result.num_tokens,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,5 @@
+"""What a run tells while it goes on: `Monitor` measures and hands to the writers; `throughput` says what the machine could do."""
+
+from trainer.monitor.monitor import Monitor
+
+__all__ = ["Monitor"]

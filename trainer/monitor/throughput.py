@@ -1,0 +1,59 @@
+"""What this machine could compute at best, and how much memory the process has used."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import tensorflow as tf
+
+# Peak of dense matrix products in TFLOP/s: (bfloat16 or float16, float32). From NVIDIA's data sheets; where a GPU has TF32,
+# that is its float32 figure, since TensorFlow uses it by default. Longer names stand before those that they contain.
+GPU_PEAKS = {
+    "B200": (2250.0, 1125.0),
+    "H200": (989.0, 494.5),
+    "H100 PCIe": (756.0, 378.0),
+    "H100": (989.0, 494.5),
+    "L40S": (362.0, 183.0),
+    "L40": (181.0, 90.5),
+    "L4": (121.0, 60.0),
+    "A100": (312.0, 156.0),
+    "A10": (125.0, 62.5),
+    "V100": (125.0, 15.7),
+    "T4": (65.0, 8.1),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+}
+
+
+def peak_flops_per_second(precision: str) -> tuple[float, str]:
+    """Floating-point operations per second that one replica's device reaches at best, and where the figure comes from.
+
+    A known GPU's data sheet, otherwise a measured matrix product.
+    """
+    gpus = tf.config.get_visible_devices("GPU")
+    if gpus:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
+        for known, (half, single) in GPU_PEAKS.items():
+            if known in name:
+                return (single if precision == "float32" else half) * 1e12, f"data sheet of the {known}"
+    return _measured_matrix_product(tf.dtypes.as_dtype(precision)), "measured matrix product"
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far: the GPU's where there is one, otherwise the resident set."""
+    if tf.config.get_visible_devices("GPU"):
+        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _measured_matrix_product(dtype: tf.DType, size: int = 1536, repeats: int = 5) -> float:
+    """The fastest of a few square products, in floating-point operations per second."""
+    square = tf.cast(tf.random.stateless_normal((size, size), (1, 2)), dtype)
+    product = tf.function(lambda left, right: tf.linalg.matmul(left, right), autograph=False)
+    fastest = float("inf")
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        product(square, square).numpy()
+        fastest = min(fastest, time.perf_counter() - began)
+    return 2.0 * size**3 / fastest

@@ -1,0 +1,68 @@
+"""Learning-rate schedules, as pure functions of the step, and the AdamW update of one weight."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from trainer.config import OptimizerConfig
+
+
+def learning_rate(optimizer: OptimizerConfig, num_steps: int, step: tf.Tensor) -> tf.Tensor:
+    """The learning rate of the update that follows `step` finished ones (int64): a float32 scalar.
+
+    A linear warm-up over `warmup_steps`, then the schedule, which reaches `minimum_learning_rate` at `num_steps`.
+    Cosine: Loshchilov and Hutter 2017 (arXiv:1608.03983); inverse square root: Vaswani et al. 2017;
+    warmup-stable-decay: Hu et al. 2024 (arXiv:2404.06395), with a linear fall.
+    """
+    now = tf.cast(step, tf.float32)
+    peak, least, warmup = optimizer.learning_rate, optimizer.minimum_learning_rate, optimizer.warmup_steps
+    progress = tf.clip_by_value((now - warmup) / max(1, num_steps - warmup), 0.0, 1.0)
+    match optimizer.schedule:
+        case "constant":
+            rate = tf.constant(peak)
+        case "linear":
+            rate = peak + (least - peak) * progress
+        case "cosine":
+            rate = least + (peak - least) * 0.5 * (1.0 + tf.cos(math.pi * progress))
+        case "inverse_square_root":
+            rate = tf.maximum(least, peak * tf.sqrt(max(1, warmup) / tf.maximum(now, max(1, warmup))))
+        case "warmup_stable_decay":
+            assert optimizer.decay_steps is not None
+            fallen = (now - (num_steps - optimizer.decay_steps)) / optimizer.decay_steps
+            rate = peak + (least - peak) * tf.clip_by_value(fallen, 0.0, 1.0)
+    return tf.where(now < warmup, peak * (now + 1.0) / max(1, warmup), rate)
+
+
+def update_weight(
+    optimizer: OptimizerConfig,
+    decays: bool,
+    weight: tf.Variable,
+    first_moment: tf.Variable,
+    second_moment: tf.Variable,
+    gradient: tf.Tensor,
+    rate: tf.Tensor,
+    step: tf.Tensor,
+) -> None:
+    """One AdamW update in place (Loshchilov and Hutter 2019, algorithm 2), all in float32.
+
+    The fused kernel divides by sqrt(v) + epsilon where the paper divides by sqrt(v / correction) + epsilon: the same
+    once the correction is taken out of both the step and epsilon.
+    """
+    updates = tf.cast(step + 1, tf.float32)
+    power1, power2 = tf.pow(optimizer.beta1, updates), tf.pow(optimizer.beta2, updates)
+    if decays and optimizer.weight_decay:
+        weight.assign(weight * (1.0 - rate * optimizer.weight_decay))
+    tf.raw_ops.ResourceApplyAdam(
+        var=weight.handle,
+        m=first_moment.handle,
+        v=second_moment.handle,
+        beta1_power=power1,
+        beta2_power=power2,
+        lr=rate,
+        beta1=optimizer.beta1,
+        beta2=optimizer.beta2,
+        epsilon=optimizer.epsilon * tf.sqrt(1.0 - power2),
+        grad=gradient,
+    )

@@ -1,0 +1,103 @@
+"""The folder of a run: what lies where in it, and what is written before the first step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Config
+from trainer.config_io import dump_config, load_config
+from trainer.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """`directory/name` of the configuration. Making one touches nothing on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.history = path / "run.json"
+        self.tokenizer = path / "tokenizer.json"
+        self.metrics = path / "metrics.jsonl"
+        self.ledger = path / "ledger.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+
+    def begin(
+        self, config: Config, tokenizer: Path, step: int, command_line: Sequence[str], surroundings: dict[str, Any]
+    ) -> None:
+        """Writes the resolved configuration, the tokenizer and an account of this start, and takes back what metrics and ledger
+        tell of steps that were lost after `step`."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.tensorboard.mkdir(exist_ok=True)
+        self.config.write_text(dump_config(config))
+        shutil.copyfile(tokenizer, self.tokenizer)
+        starts = json.loads(self.history.read_text())["starts"] if self.history.exists() else []
+        start = {
+            "started": time.time(),
+            "step": step,
+            "command_line": list(command_line),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "versions": versions(),
+            **surroundings,
+        }
+        _replace(self.history, json.dumps({"name": config.run.name, "starts": [*starts, start]}, indent=1))
+        for path in (self.metrics, self.ledger):
+            _cut_back(path, step)
+
+
+def open_run(path: Path) -> tuple[RunDirectory, Config]:
+    """A run that has been started, with its configuration. Raises CheckpointError where there is none."""
+    run = RunDirectory(path)
+    if not run.config.is_file():
+        raise CheckpointError(
+            f"{path}: not a run ({run.config.name} is missing); expected a folder that `drumline train` wrote"
+        )
+    return run, load_config(run.config)
+
+
+def versions() -> dict[str, str]:
+    """What computed: the interpreter and the packages that matter."""
+    packages = ("drumline", "tensorflow", "keras", "numpy", "tokenizers", "horovod")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Drops the lines after `step`, and a last line that a kill left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                continue
+        except ValueError:
+            logger.warning("%s: dropped an unfinished line", path)
+            continue
+        kept.append(line + "\n")
+    _replace(path, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Changes a file's content at once: another process sees the old one or the new one."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    beside.rename(path)

@@ -1,0 +1,307 @@
+"""One update: loss, gradients, accumulation, one reduction, clipping, AdamW; and the loop over updates inside the graph.
+
+Axes: A micro-batches of an update, M rows of a micro-batch on one replica, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from trainer.config import BatchPlan, Config
+from trainer.distribution import Distribution
+from trainer.models.blocks import DropoutKey
+from trainer.models.parameters import Parameter, parameters
+from trainer.optimizer import learning_rate, update_weight
+from trainer.tasks import language_modeling
+
+PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
+
+REPORTED = {
+    "loss": tf.float32,
+    "num_tokens": tf.float32,
+    "gradient_norm": tf.float32,
+    "learning_rate": tf.float32,
+    "loss_scale": tf.float32,
+    "data_wait_seconds": tf.float64,
+    "sample_ids": tf.int64,
+}
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All variables of a run, by the names of `models.parameters`. Weights and moments are float32 in every precision.
+
+    What is not here is a function of the step: the learning rate, the data order, the dropout masks.
+    """
+
+    parameters: dict[str, Parameter]
+    weights: dict[str, tf.Variable]
+    first_moments: dict[str, tf.Variable]
+    second_moments: dict[str, tf.Variable]
+    loss_scale: tf.Variable
+    steps_since_overflow: tf.Variable
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        moments = [*self.first_moments.values(), *self.second_moments.values()]
+        return [*self.weights.values(), *moments, self.loss_scale, self.steps_since_overflow]
+
+
+def create_weights(config: Config, vocabulary_size: int) -> dict[str, tf.Variable]:
+    """The model's weights as they begin: a function of the run's seed and each weight's name."""
+    return {
+        name: tf.Variable(_initial_value(parameter, config.run.seed, name), name=name)
+        for name, parameter in parameters(config.model, vocabulary_size, config.data.sequence_length).items()
+    }
+
+
+def create_state(config: Config, vocabulary_size: int) -> TrainingState:
+    """A run's variables as they begin; to be called in the distribution's scope."""
+    specification = parameters(config.model, vocabulary_size, config.data.sequence_length)
+    return TrainingState(
+        parameters=specification,
+        weights=create_weights(config, vocabulary_size),
+        first_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in specification.items()},
+        second_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in specification.items()},
+        loss_scale=tf.Variable(config.train.initial_loss_scale if config.train.precision == "float16" else 1.0),
+        steps_since_overflow=tf.Variable(0.0),
+    )
+
+
+def choose_compiler(config: Config) -> tuple[bool, str]:
+    """Whether XLA compiles the forward and backward pass, and why.
+
+    Measured on CPUs: XLA has no bfloat16 matrix instructions there and is slower than float32; in float32 it is level with
+    the graph at best (`benchmarks/step_time.py`). On GPUs XLA fuses what lies between the products.
+    """
+    if config.train.compile != "auto":
+        return config.train.compile == "xla", "the configuration says so"
+    if tf.config.get_visible_devices("GPU"):
+        return True, "on GPUs it fuses what lies between the matrix products"
+    return False, f"on a CPU it is no faster in {config.train.precision}"
+
+
+def compile_training(
+    config: Config, state: TrainingState, distribution: Distribution, plan: BatchPlan, use_xla: bool
+) -> Callable[[Iterator[Any], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+    """A function (batches, first_step, num_steps) that makes so many updates in one call.
+
+    It returns, for each step [num_steps]: `loss` (nats per token, mean over the global batch), `num_tokens`,
+    `gradient_norm` (before clipping), `learning_rate`, `loss_scale`, `data_wait_seconds`; and `sample_ids`
+    [num_steps, local replicas, A, M], read off the batches.
+    """
+    update = _update_function(config, state, distribution, plan, use_xla)
+
+    def one_step(batches: Iterator[Any], step: tf.Tensor) -> dict[str, tf.Tensor]:
+        asked = tf.timestamp()
+        with tf.control_dependencies([asked]):
+            batch = next(batches)
+        sample_ids = tf.stack(distribution.local(batch["sample_ids"]))
+        with tf.control_dependencies([sample_ids]):
+            waited = tf.timestamp() - asked
+        result = distribution.run(update, (batch, step))
+        reported = {name: distribution.local(value)[0] for name, value in result.items()}
+        return reported | {"data_wait_seconds": waited, "sample_ids": sample_ids}
+
+    @tf.function(autograph=False)
+    def train_steps(batches: Iterator[Any], first_step: tf.Tensor, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
+        history = {name: tf.TensorArray(dtype, num_steps) for name, dtype in REPORTED.items()}
+
+        def body(index: tf.Tensor, history: dict[str, tf.TensorArray]) -> tuple[tf.Tensor, dict[str, tf.TensorArray]]:
+            report = one_step(batches, first_step + tf.cast(index, tf.int64))
+            return index + 1, {name: array.write(index, report[name]) for name, array in history.items()}
+
+        _, history = tf.while_loop(lambda index, _: index < num_steps, body, (0, history), parallel_iterations=1)
+        return {name: array.stack() for name, array in history.items()}
+
+    return train_steps
+
+
+def compile_evaluation(
+    config: Config, weights: Mapping[str, tf.Variable], distribution: Distribution, plan: BatchPlan, use_xla: bool
+) -> Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """A function (batches, num_batches) that returns the sum of the losses and the number of tokens, over all replicas."""
+    dtype = PRECISIONS[config.train.precision]
+
+    @tf.function(jit_compile=use_xla, autograph=False)
+    def micro_batch_sums(values: list[tf.Tensor], inputs_MT: tf.Tensor, targets_MT: tf.Tensor) -> list[tf.Tensor]:
+        computed = {name: tf.cast(value, dtype) for name, value in zip(weights, values, strict=True)}
+        return list(language_modeling.loss_sums(config.model, computed, inputs_MT, targets_MT))
+
+    def replica_sums(batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        values = [tf.convert_to_tensor(weight) for weight in weights.values()]
+        return distribution.all_reduce(
+            _sum_over_micro_batches(
+                lambda index: micro_batch_sums(values, batch["inputs"][index], batch["targets"][index]),
+                plan.num_micro_batches,
+            )
+        )
+
+    @tf.function(autograph=False)
+    def evaluate(batches: Iterator[Any], num_batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(index: tf.Tensor, *totals: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            sums = distribution.run(replica_sums, (next(batches),))
+            added = [tf.cast(distribution.local(each)[0], tf.float64) for each in sums]
+            return index + 1, *(total + part for total, part in zip(totals, added, strict=True))
+
+        zero = tf.zeros((), tf.float64)
+        _, *totals = tf.while_loop(lambda index, *_: index < num_batches, body, (0, zero, zero), parallel_iterations=1)
+        return tuple(totals)
+
+    return evaluate
+
+
+def _update_function(
+    config: Config, state: TrainingState, distribution: Distribution, plan: BatchPlan, use_xla: bool
+) -> Callable[[dict[str, tf.Tensor], tf.Tensor], dict[str, tf.Tensor]]:
+    """One update, as a replica sees it."""
+    differentiate = tf.function(_differentiation(config, list(state.weights)), jit_compile=use_xla, autograph=False)
+    scaled = config.train.precision == "float16"
+    # Sums of gradients may leave float16's range: on the wire they are divided by about the number of tokens.
+    wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length)
+
+    def update(batch: dict[str, tf.Tensor], step: tf.Tensor) -> dict[str, tf.Tensor]:
+        values = [tf.convert_to_tensor(weight) for weight in state.weights.values()]
+        loss_scale = tf.convert_to_tensor(state.loss_scale)
+
+        def micro_batch(index: tf.Tensor | int) -> list[tf.Tensor]:
+            rows = (batch[name][index] for name in ("inputs", "targets", "first_row"))
+            return differentiate(values, *rows, step, loss_scale)
+
+        sums = _sum_over_micro_batches(micro_batch, plan.num_micro_batches)
+        *gradients, loss_sum, num_tokens = _reduce(config, distribution, sums, wire_scale)
+
+        divisor = tf.maximum(num_tokens, 1.0) * loss_scale
+        norm = tf.linalg.global_norm(gradients) / divisor
+        clip_norm = config.optimizer.clip_norm
+        factor = (1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / norm)) / divisor
+        rate = learning_rate(config.optimizer, config.train.steps, step)
+        finite = tf.math.is_finite(norm)
+        distribution.update(
+            _weight_update(config, scaled),
+            [
+                (weight, first, second, gradient, state.parameters[name].decays, factor, rate, step, finite)
+                for (name, weight), first, second, gradient in zip(
+                    state.weights.items(),
+                    state.first_moments.values(),
+                    state.second_moments.values(),
+                    gradients,
+                    strict=True,
+                )
+            ],
+        )
+        if scaled:
+            change = (state.loss_scale, state.steps_since_overflow, finite)
+            distribution.update(_loss_scale_update(config.train.loss_scale_growth_steps), [change])
+        return {
+            "loss": loss_sum / tf.maximum(num_tokens, 1.0),
+            "num_tokens": num_tokens,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "loss_scale": loss_scale,
+        }
+
+    return update
+
+
+def _differentiation(config: Config, names: list[str]) -> Callable[..., list[tf.Tensor]]:
+    """A pure function (weights, inputs, targets, first_row, step, loss_scale) -> [*gradients, loss sum, tokens], float32."""
+    dtype = PRECISIONS[config.train.precision]
+
+    def differentiate(
+        values: list[tf.Tensor],
+        inputs_MT: tf.Tensor,
+        targets_MT: tf.Tensor,
+        first_row: tf.Tensor,
+        step: tf.Tensor,
+        loss_scale: tf.Tensor,
+    ) -> list[tf.Tensor]:
+        key = DropoutKey(seed=tf.stack([tf.constant(config.run.seed, tf.int64), step]), first_row=first_row)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            computed = {name: tf.cast(value, dtype) for name, value in zip(names, values, strict=True)}
+            loss_sum, num_tokens = language_modeling.loss_sums(config.model, computed, inputs_MT, targets_MT, key)
+            scaled_loss = loss_sum * loss_scale if dtype == tf.float16 else loss_sum
+        gradients = tape.gradient(scaled_loss, values)
+        return [*gradients, loss_sum, num_tokens]
+
+    return differentiate
+
+
+def _sum_over_micro_batches(
+    compute: Callable[[tf.Tensor | int], list[tf.Tensor]], num_micro_batches: int
+) -> list[tf.Tensor]:
+    """The sums of what `compute` returns for each micro-batch, one micro-batch at a time."""
+    sums = compute(0)
+    if num_micro_batches > 1:
+
+        def add(index: tf.Tensor, sums: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            return index + 1, [total + part for total, part in zip(sums, compute(index), strict=True)]
+
+        _, sums = tf.while_loop(lambda index, _: index < num_micro_batches, add, (1, sums), parallel_iterations=1)
+    return sums
+
+
+def _reduce(config: Config, distribution: Distribution, sums: list[tf.Tensor], wire_scale: float) -> list[tf.Tensor]:
+    """The sums over all replicas, in one collective; with a float16 wire, loss and token count still go as float32."""
+    if config.distribution.wire_precision == "float32" or distribution.num_replicas == 1:
+        return distribution.all_reduce(sums)
+    *gradients, loss_sum, num_tokens = sums
+    narrow = [tf.cast(gradient * wire_scale, tf.float16) for gradient in gradients]
+    *gradients, loss_sum, num_tokens = distribution.all_reduce([*narrow, loss_sum, num_tokens])
+    return [*(tf.cast(gradient, tf.float32) / wire_scale for gradient in gradients), loss_sum, num_tokens]
+
+
+def _weight_update(config: Config, skips: bool) -> Callable[..., None]:
+    """The change of one weight; with `skips`, none at all where the gradients overflowed."""
+
+    def change(
+        weight: tf.Variable,
+        first_moment: tf.Variable,
+        second_moment: tf.Variable,
+        gradient: tf.Tensor,
+        decays: bool,
+        factor: tf.Tensor,
+        rate: tf.Tensor,
+        step: tf.Tensor,
+        finite: tf.Tensor,
+    ) -> None:
+        def apply() -> tf.Tensor:
+            scaled = gradient * factor
+            update_weight(config.optimizer, decays, weight, first_moment, second_moment, scaled, rate, step)
+            return tf.constant(True)
+
+        if skips:
+            tf.cond(finite, apply, lambda: tf.constant(False))
+        else:
+            apply()
+
+    return change
+
+
+def _loss_scale_update(growth_steps: int) -> Callable[..., None]:
+    """Dynamic loss scaling (Micikevicius et al. 2018, arXiv:1710.03740): halved at an overflow, doubled after a quiet time."""
+
+    def change(loss_scale: tf.Variable, steps_since_overflow: tf.Variable, finite: tf.Tensor) -> None:
+        quiet = tf.where(finite, steps_since_overflow + 1.0, 0.0)
+        grown = tf.where(quiet >= growth_steps, loss_scale * 2.0, tf.convert_to_tensor(loss_scale))
+        loss_scale.assign(tf.where(finite, grown, tf.maximum(1.0, loss_scale * 0.5)))
+        steps_since_overflow.assign(tf.where(quiet >= growth_steps, 0.0, quiet))
+
+    return change
+
+
+def _initial_value(parameter: Parameter, seed: int, name: str) -> tf.Tensor:
+    match parameter.initializer:
+        case "normal":
+            key = (seed, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+            return tf.random.stateless_normal(parameter.shape, key, stddev=parameter.standard_deviation)
+        case "zeros":
+            return tf.zeros(parameter.shape)
+        case "ones":
+            return tf.ones(parameter.shape)

@@ -1,0 +1,1 @@
+"""One file a task: its fields, loss and metrics."""
