@@ -26,8 +26,6 @@ _RANK_LINE = re.compile(r"^\[(\d+)\]<(?:stdout|stderr)>:(.*)$", re.DOTALL)
 _PROCESS_NAME = re.compile(r"^Process name: (\d+)$")
 _EXIT_CODE = re.compile(r"^Exit code: (\d+)$")
 _SAID_BETTER = re.compile(r"^(?:Process \d+ exit with status code|Terminating remaining workers)")
-# `horovodrun` imports TensorFlow just to see whether it is there.
-_NOISE = re.compile(r"^(?:[IW]\d{4} |WARNING: All log messages before absl|To enable the following instructions)")
 
 
 def run(horovodrun: Process) -> int:
@@ -55,8 +53,9 @@ class _Output:
 
     def translate(self, name: str, line: str) -> str | None:
         if match := _RANK_LINE.match(line):
-            return f"[{match[1]}] {match[2]}"
-        if _NOISE.match(line) or _SAID_BETTER.match(line):
+            return local.prefix(match[1], match[2])
+        # It imports TensorFlow, too, just to see whether it is there.
+        if local.prefix(name, line) is None or _SAID_BETTER.match(line):
             return None
         if self.traceback or line.startswith("Traceback (most recent call last)"):
             self.traceback.append(line)

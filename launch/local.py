@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _STOPPED = Stopped.exit_code
 
+# What TensorFlow's C++ tells at every import, twice, before it looks at TF_CPP_MIN_LOG_LEVEL. Only information is meant
+# here, never a warning or an error; from each of eight workers it would bury the first lines that matter.
+_NOTICE = re.compile(r"^I\d{4} \d\d:\d\d:|^WARNING: All log messages before absl|^To enable the following instructions")
+
 
 def become(process: Process) -> NoReturn:
     """Runs a single process in place of this one: it has the terminal, the signals and the exit code to itself."""
@@ -36,17 +41,18 @@ def become(process: Process) -> NoReturn:
 def run(
     planned: Sequence[Process],
     *,
-    translate: Callable[[str, str], str | None] = lambda name, line: f"[{name}] {line}",
+    translate: Callable[[str, str], str | None] | None = None,
     recipients: Callable[[int], list[int]] = lambda pid: [pid],
     grace_seconds: float = 15.0,
 ) -> int:
     """Starts processes and waits for all; the exit code of the whole.
 
-    Each line of output goes out as `translate(name, line)`. SIGTERM and SIGINT are passed on once, to the `recipients`
-    of each process; at the second one all are killed. Where one fails the others are asked to end, and killed after
-    `grace_seconds`. The exit code is that of the first that failed by itself; 75 where none failed and one was stopped.
+    Each line of output goes out as `translate(name, line)`, by default `prefix`, unless that is None. SIGTERM and
+    SIGINT are passed on once, to the `recipients` of each process; at the second one all are killed. Where one fails
+    the others are asked to end, and killed after `grace_seconds`. The exit code is that of the first that failed by
+    itself; 75 where none failed and one was stopped.
     """
-    crew = _Crew(translate, recipients, grace_seconds)
+    crew = _Crew(translate or prefix, recipients, grace_seconds)
     with _signals_to(crew.requests.append), selectors.DefaultSelector() as selector:
         try:
             for process in planned:
@@ -60,6 +66,11 @@ def run(
         finally:
             crew.end()
     return crew.exit_code()
+
+
+def prefix(name: str, line: str) -> str | None:
+    """A worker's line with its name before it; None for a notice of TensorFlow's."""
+    return None if _NOTICE.match(line) else f"[{name}] {line}"
 
 
 @dataclass

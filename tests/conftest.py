@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def tensorflow() -> ModuleType:
+def tensorflow() -> Any:
     """TensorFlow with two logical CPU devices, so that MirroredStrategy can be tried everywhere.
 
     Imported only here: tests without TensorFlow start at once, and no test can use its devices before they are divided.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer-00000-of-00001.safetensors"
+_NAME = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, context: Mapping[s
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     _to_disk(partial / MANIFEST)
     _to_disk(partial)
-    if final.exists():
-        shutil.rmtree(final)
+    if final.exists():  # one that was passed over as damaged
+        _delete(final)
     partial.rename(final)
     _to_disk(directory)
     return final
@@ -95,8 +97,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, context: Mapping[s
 
 def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
     """The checkpoints of a run by step, by what their manifests say; `verify_checkpoint` looks into the files."""
-    paths = sorted(path for path in directory.glob("step-*") if path.is_dir())
-    return [_describe(path) for path in paths]
+    paths = [path for path in directory.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted((_describe(path) for path in paths), key=lambda info: info.step)
 
 
 def verify_checkpoint(path: Path) -> str | None:
@@ -173,15 +175,19 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def prune_checkpoints(directory: Path, keep_last: int, keep_best: int) -> None:
-    """Deletes all but the newest `keep_last` and the `keep_best` of least validation loss, and what interrupted writes left."""
+    """Deletes all but the newest `keep_last` and the `keep_best` of least validation loss, and what interrupted writes left.
+
+    One whose manifest is missing or unreadable does not count as kept: it must not push out a good one.
+    """
     infos = list_checkpoints(directory)
+    readable = [info for info in infos if info.problem is None]
     rated = sorted(
-        (info for info in infos if info.validation_loss is not None), key=lambda info: info.validation_loss or 0.0
+        (info for info in readable if info.validation_loss is not None), key=lambda info: info.validation_loss or 0.0
     )
-    kept = {info.path for info in [*infos[-keep_last:], *rated[:keep_best]]}
+    kept = {info.path for info in [*readable[-keep_last:], *rated[:keep_best]]}
     for info in infos:
-        if info.path not in kept:
-            shutil.rmtree(info.path)
+        if kept and info.path not in kept:
+            _delete(info.path)
     for leftover in directory.glob(".step-*.partial"):
         shutil.rmtree(leftover)
 
@@ -194,6 +200,15 @@ def sha256_of_file(path: Path) -> str:
 
 def _path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
+
+
+def _delete(path: Path) -> None:
+    """Takes a checkpoint's name away before its files, so that a kill in between leaves none that is half there."""
+    doomed = path.with_name(f".{path.name}.deleted.partial")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _describe(path: Path) -> CheckpointInfo:

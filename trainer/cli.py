@@ -29,12 +29,12 @@ _EPILOG = """exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; the exit code."""
-    # Read by TensorFlow's C++ when it is imported: 2 leaves warnings and notices out, 0 brings them back.
+    # Read by TensorFlow's C++: 2 leaves out information and warnings, all but a few notices at import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     command_line = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser().parse(command_line)
-        _set_up_logging(arguments.verbose, arguments.quiet)
+        _set_up_logging(verbose="verbose" in arguments, quiet="quiet" in arguments)
         arguments.command_line = ["drumline", *command_line]
         code = int(arguments.handler(arguments))
         sys.stdout.flush()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     common = Parser(add_help=False)
-    # Absent unless given, so that a verb's parser does not undo what stood before the verb.
+    # Absent unless given: a default of the verb's parser would undo what stood before the verb.
     common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say more")
     common.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say only what is wrong")
     parser = Parser(
@@ -72,7 +72,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
-    parser.set_defaults(verbose=False, quiet=False, parser=parser)
+    parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_prepare(verbs, common)
     _add_check(verbs, common)
@@ -168,33 +168,30 @@ def _add_predict(verbs: Verbs, common: Parser) -> None:
     prompts.add_argument("stdin", nargs="?", choices=["-"], metavar="-", help="a prompt on each line of standard input")
     prompts.add_argument("--text", nargs="+", action="extend", metavar="TEXT", help="prompts")
     prompts.add_argument("--input", type=Path, metavar="FILE", help="a prompt on each line")
-    parser.add_argument("--max-tokens", type=positive, default=200, metavar="N", help="to generate (default: 200)")
+    # Defaults stand in `SamplingConfig`.
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="how many to generate at most")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--temperature", type=temperature, default=1.0, metavar="X", help="0 is greedy (default: 1)")
-    choice.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    choice.add_argument("--temperature", type=temperature, metavar="X", help="how bold the choice is; 0 is greedy")
+    choice.add_argument(
+        "--greedy", dest="temperature", action="store_const", const=0.0, help="always the likeliest token"
+    )
     parser.add_argument("--top-k", type=positive, metavar="N", help="choose among the N likeliest tokens")
     parser.add_argument("--top-p", type=probability, metavar="X", help="among the likeliest of total probability X")
-    parser.add_argument("--samples", type=positive, default=1, metavar="N", help="for each prompt (default: 1)")
-    parser.add_argument("--seed", type=not_negative, default=1, metavar="N", help="of the random choices (default: 1)")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="texts at once (default: 8)")
+    parser.add_argument("--samples", type=positive, metavar="N", help="how many for each prompt")
+    parser.add_argument("--seed", type=not_negative, metavar="N", help="of the random choices")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="how many texts at once")
     parser.set_defaults(handler=_predict, parser=parser)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     run = _open_run(arguments.run)
     prompts = _prompts(arguments)
-    from trainer.predict import SamplingOptions, predict_run
+    from trainer.config import SamplingConfig
+    from trainer.predict import predict_run
 
-    options = SamplingOptions(
-        max_tokens=arguments.max_tokens,
-        temperature=0.0 if arguments.greedy else arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        samples=arguments.samples,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-    )
-    for prediction in predict_run(run, prompts, options, arguments.checkpoint):
+    given = {name: getattr(arguments, name) for name in SamplingConfig.model_fields}
+    sampling = SamplingConfig.model_validate({name: value for name, value in given.items() if value is not None})
+    for prediction in predict_run(run, prompts, sampling, arguments.checkpoint):
         print(json.dumps(prediction, ensure_ascii=False), flush=True)
     return 0
 
@@ -235,8 +232,9 @@ def _add_checkpoints(verbs: Verbs, common: Parser) -> None:
 def _list_checkpoints(arguments: argparse.Namespace) -> int:
     from trainer.checkpoint import list_checkpoints
 
+    infos = list_checkpoints(_open_run(arguments.run) / "checkpoints")
     print(f"{'step':>10}  {'bytes':>15}  {'validation loss':>15}  state")
-    for info in list_checkpoints(_open_run(arguments.run) / "checkpoints"):
+    for info in infos:
         loss = "" if info.validation_loss is None else f"{info.validation_loss:.4f}"
         print(f"{info.step:>10}  {info.num_bytes:>15,}  {loss:>15}  {info.problem or 'complete'}")
     return 0

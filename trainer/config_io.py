@@ -181,28 +181,35 @@ class _Source:
         here = origin or _Origin(0, key.start_mark.line + 1, str(self.path))
         self.origins[place] = here
         if node in above:
-            return self._refuse(place, here, "got an alias to a section around it, expected a value")
+            self._refuse(place, here, "got an alias to a section around it, expected a value")
+            return None
         above = (*above, node)
         if isinstance(node, yaml.SequenceNode):
             return [
                 self._construct(item, (*place, index), item, origin, above) for index, item in enumerate(node.value)
             ]
         if isinstance(node, yaml.MappingNode):
-            mapping: dict[str, Value] = {}
-            for inner_key, inner in node.value:
-                name = str(inner_key.value) if isinstance(inner_key, yaml.ScalarNode) else "?"
-                if name in mapping:
-                    first = self.origins[*place, name]
-                    where = origin or _Origin(0, inner_key.start_mark.line + 1, str(self.path))
-                    text = "the key is given twice" + (f"; first in line {first.line}" if first.line else "")
-                    self.complaints.append(_Complaint(where, dotted((*place, name)), text))
-                    continue
-                mapping[name] = self._construct(inner, (*place, name), inner_key, origin, above)
-            return mapping
+            return self._mapping(node, place, origin, above)
         try:
             return _scalar(node)
         except ValueError as error:
-            return self._refuse(place, here, str(error))
+            self._refuse(place, here, str(error))
+            return None
+
+    def _mapping(
+        self, node: yaml.MappingNode, place: Place, origin: _Origin | None, above: tuple[yaml.Node, ...]
+    ) -> dict[str, Value]:
+        mapping: dict[str, Value] = {}
+        for key, value in node.value:
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
+            if name in mapping:
+                here = origin or _Origin(0, key.start_mark.line + 1, str(self.path))
+                first = self.origins[*place, name].line
+                text = "the key is given twice" + (f"; first in line {first}" if first else "")
+                self.complaints.append(_Complaint(here, dotted((*place, name)), text))
+            else:
+                mapping[name] = self._construct(value, (*place, name), key, origin, above)
+        return mapping
 
     def _refuse(self, place: Place, here: _Origin, text: str) -> None:
         self.complaints.append(_Complaint(here, dotted(place), text))

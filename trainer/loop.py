@@ -57,14 +57,15 @@ def train(config: Config, *, fresh: bool = False, command_line: Sequence[str] = 
     ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan)
     _announce(config, corpus, distribution, plan, step, f"{'XLA' if use_xla else 'graph'}: {reason}")
 
+    stopping = False
     with StopRequest() as stop, monitor:
-        while step < num_steps:
+        while step < num_steps and not stopping:
             # Many updates in one call. The first call makes a single one, so that compiling is not counted as training.
             count = 1 if step == progress.step else _steps_until_boundary(config, step)
             began = time.perf_counter()
             history = _to_host(train_steps(batches, tf.constant(step, tf.int64), tf.constant(count)))
             seconds = time.perf_counter() - began
-            _refuse_divergence(history["loss"], step, run)
+            _refuse_divergence(config, history, step, run)
             ledger.consume(gather(distribution, history["sample_ids"]))
             monitor.write_steps(step, history, seconds)
             step += count
@@ -76,12 +77,12 @@ def train(config: Config, *, fresh: bool = False, command_line: Sequence[str] = 
                 validation_loss = result.loss
 
             stopping = any_process(distribution, stop.made)
-            if stopping or step == num_steps or step % config.checkpoint.every == 0:
-                if distribution.is_chief:
-                    save(run, config, corpus, state, distribution, ledger.progress(validation_loss))
-            if stopping and step < num_steps:
-                raise Stopped(f"stopped after step {step}, which is saved; start it again and it goes on from there")
+            is_saved = stopping or step == num_steps or step % config.checkpoint.every == 0
+            if is_saved and distribution.is_chief:
+                save(run, config, corpus, state, distribution, ledger.progress(validation_loss))
     distribution.close()
+    if step < num_steps:
+        raise Stopped(f"stopped after step {step}, which is saved; start it again and it goes on from there")
 
 
 def _steps_until_boundary(config: Config, step: int) -> int:
@@ -94,14 +95,18 @@ def _to_host(history: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in history.items()}
 
 
-def _refuse_divergence(losses: np.ndarray, first_step: int, run: RunDirectory) -> None:
-    """Ends the run before weights that are no longer numbers reach a checkpoint."""
-    if not np.isfinite(losses).all():
-        step = first_step + 1 + int(np.argmin(np.isfinite(losses)))
-        raise Diverged(
-            f"the loss of step {step} is {losses[step - first_step - 1]}; the checkpoints in {run.checkpoints} are from before it: "
-            "lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or set optimizer.clip_norm, and start again"
-        )
+def _refuse_divergence(config: Config, history: Mapping[str, np.ndarray], first_step: int, run: RunDirectory) -> None:
+    """Ends the run before weights that are no longer numbers reach a checkpoint. In float16 an overflowing gradient only
+    lowers the loss scale."""
+    watched = ("loss",) if config.train.precision == "float16" else ("loss", "gradient_norm")
+    for name in watched:
+        finite = np.isfinite(history[name])
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise Diverged(
+                f"{name} of step {first_step + index + 1} is {history[name][index]}; the checkpoints in {run.checkpoints} are "
+                "from before it: lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or set optimizer.clip_norm"
+            )
 
 
 def _open_monitor(config: Config, corpus: Corpus, distribution: Distribution, run: RunDirectory, step: int) -> Monitor:

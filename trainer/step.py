@@ -103,10 +103,10 @@ def compile_training(
             batch = next(batches)
         sample_ids = tf.stack(distribution.local(batch["sample_ids"]))
         with tf.control_dependencies([sample_ids]):
-            waited = tf.timestamp() - asked
-        result = distribution.run(update, (batch, step))
+            arrived = tf.timestamp()
+        result = distribution.run(update, (batch, step, arrived))
         reported = {name: distribution.local(value)[0] for name, value in result.items()}
-        return reported | {"data_wait_seconds": waited, "sample_ids": sample_ids}
+        return reported | {"data_wait_seconds": arrived - asked, "sample_ids": sample_ids}
 
     @tf.function(autograph=False)
     def train_steps(batches: Iterator[Any], first_step: tf.Tensor, num_steps: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -165,7 +165,9 @@ def _update_function(
     # Sums of gradients may leave float16's range: on the wire they are divided by about the number of tokens.
     wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length)
 
-    def update(batch: dict[str, tf.Tensor], step: tf.Tensor) -> dict[str, tf.Tensor]:
+    def update(batch: dict[str, tf.Tensor], step: tf.Tensor, arrived: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.control_dependencies([arrived]):  # else the clock could be read while the computation is under way
+            batch = {name: tf.identity(value) for name, value in batch.items()}
         values = [tf.convert_to_tensor(weight) for weight in state.weights.values()]
         loss_scale = tf.convert_to_tensor(state.loss_scale)
 

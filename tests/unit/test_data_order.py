@@ -10,6 +10,8 @@ import pytest
 from trainer.config import BatchPlan
 from trainer.data.order import MIXTURE_PERIOD, SMALLEST_LARGE_SIZE, SampleOrder, _mixture_counts
 
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
 LARGE = SMALLEST_LARGE_SIZE + 1234
 
 
@@ -90,9 +92,9 @@ def test_the_order_is_what_it_was_when_released() -> None:
     assert SampleOrder([100, 10**9], [1.0, 2.0], seed=1).sample_ids(0, 6).tolist() == MIXED_IDS
 
 
-SMALL_IDS = [0]
-LARGE_IDS = [0]
-MIXED_IDS = [0]
+SMALL_IDS = [98, 47, 23, 49, 82, 40]
+LARGE_IDS = [319223369, 115605562, 844446479, 816562726, 890489045, 169507174]
+MIXED_IDS = [41522154, 244616334, 924852619, 98, 333299819, 571634342]
 
 
 @pytest.mark.parametrize("size", [SMALLEST_LARGE_SIZE - 1, SMALLEST_LARGE_SIZE, 10_000_000])

@@ -1,9 +1,11 @@
-"""Every format and compression gives the same documents; parts of files fit together; faults are named with their place."""
+"""Every format and compression gives the same documents; shares of files fit together; faults are named with their
+place."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -12,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.unit.data_corpora import TEXT, write_corpus
 
+from tests.unit.data_corpora import TEXT, write_corpus
 from trainer.config import SourceConfig
 from trainer.data import readers, sources
 from trainer.data.readers import PIECE_LENGTH, read_pieces
@@ -244,8 +246,6 @@ def test_shares_of_compressed_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_file_that_was_read_whole_is_its_sha256sum(tmp_path: Path) -> None:
-    import hashlib
-
     path = write_corpus(tmp_path / "a.txt", 10_000)
     (unit,) = plan_units(SourceConfig(path=str(path)), "text", "key")
     assert readers.digest(unit.spans[0], "text", "text") == hashlib.sha256(path.read_bytes()).hexdigest()

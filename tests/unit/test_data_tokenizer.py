@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tests.unit.data_corpora import TEXT
 
+from tests.unit.data_corpora import TEXT
 from trainer.config import TokenizerConfig
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 
+ROOT = Path(__file__).parents[2]
 BPE = TokenizerConfig(kind="bpe", vocabulary_size=600)
 WORDPIECE = TokenizerConfig(kind="wordpiece", vocabulary_size=600)
 CHARACTER = TokenizerConfig(kind="character")
@@ -59,7 +60,9 @@ def test_training_is_the_same_in_another_process(config: TokenizerConfig) -> Non
         "from trainer.data.tokenizer import Tokenizer;"
         f"print(Tokenizer.train(TokenizerConfig(**{config.model_dump()!r}), [TEXT[:100_000]]).fingerprint)"
     )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     assert printed.strip() == Tokenizer.train(config, [TEXT[:100_000]]).fingerprint
 
 

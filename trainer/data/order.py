@@ -58,17 +58,27 @@ class SampleOrder:
         return self._mixed_ids(positions, self._counts)
 
     def _mixed_ids(self, positions: Int64Array, counts: Int64Array) -> Int64Array:
-        """In each period data set k holds `counts[k]` places, which a shuffle spreads; the place of a sample among
-        these says how many of its data set came before it, and so which one it is."""
+        """The n-th sample drawn from a data set of size N is the (n mod N)-th of that data set's epoch n // N."""
         periods, within = np.divmod(positions, MIXTURE_PERIOD)
-        places = _shuffle(within, MIXTURE_PERIOD, self._seed, MIXING_STREAM, periods)
-        first_places = np.concatenate([[0], np.cumsum(counts)])
-        datasets = np.searchsorted(first_places, places, side="right") - 1
-        drawn_before = periods * counts[datasets] + places - first_places[datasets]
+        datasets, drawn_before = np.empty_like(positions), np.empty_like(positions)
+        for period in np.unique(periods).tolist():
+            here = periods == period
+            datasets_of_period, ranks = self._mix(period, counts)
+            datasets[here] = datasets_of_period[within[here]]
+            drawn_before[here] = period * counts[datasets[here]] + ranks[within[here]]
         sizes = self._sizes[datasets]
         epochs, within_epoch = np.divmod(drawn_before, sizes)
         streams = FIRST_DATASET_STREAM + datasets
         return self._firsts[datasets] + _shuffle(within_epoch, sizes, self._seed, streams, epochs)
+
+    def _mix(self, period: int, counts: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """For each place of a period the data set drawn from, and how often it was drawn from before in the period."""
+        places = _permutation(MIXTURE_PERIOD, self._seed, MIXING_STREAM, period)
+        datasets = np.repeat(np.arange(len(counts)), counts)[places]
+        by_dataset = np.argsort(datasets, kind="stable")
+        ranks = np.empty_like(datasets)
+        ranks[by_dataset] = np.arange(MIXTURE_PERIOD) - np.repeat(np.cumsum(counts) - counts, counts)
+        return datasets, ranks
 
     def locate(self, ids: Int64Array) -> tuple[Int64Array, Int64Array]:
         """For each id its data set and its number within it."""
@@ -87,7 +97,7 @@ def _mixture_counts(weights: Sequence[float]) -> Int64Array:
             f"data.train: got {len(weights)} weighted sources, expected at most {MIXTURE_PERIOD}; join some by a glob"
         )
     exact = np.asarray(weights, np.float64) / np.sum(weights) * MIXTURE_PERIOD
-    counts = np.maximum(np.floor(exact), 1).astype(np.int64)
+    counts: Int64Array = np.maximum(np.floor(exact), 1).astype(np.int64)
     by_remainder = np.argsort(counts - exact, kind="stable")
     counts[by_remainder[: max(0, MIXTURE_PERIOD - counts.sum())]] += 1
     # What the small ones were given beyond their share comes from the largest.
@@ -107,9 +117,8 @@ def _shuffle(
     if np.any(large):
         shuffled[large] = _shuffle_large(indices[large], sizes[large], seed, streams[large], epochs[large])
     if not np.all(large):
-        for size, stream, epoch in sorted(
-            set(zip(*(a[~large].tolist() for a in (sizes, streams, epochs)), strict=True))
-        ):
+        small = zip(sizes[~large].tolist(), streams[~large].tolist(), epochs[~large].tolist(), strict=True)
+        for size, stream, epoch in sorted(set(small)):
             chosen = (streams == stream) & (epochs == epoch)
             shuffled[chosen] = _permutation(size, seed, stream, epoch)[indices[chosen]]
     return shuffled

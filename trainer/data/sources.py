@@ -122,10 +122,14 @@ def _line_bounds(path: str, size: int, first: int, last: int) -> list[int]:
                     return file.tell() - len(block) + found + 1
             return size
 
-        bounds = [next_line_start(first)]
-        end = next_line_start(last)
-        while end - bounds[-1] > UNIT_BYTES:
-            bounds.append(min(end, next_line_start(bounds[-1] + UNIT_BYTES)))
+        begin, end = next_line_start(first), next_line_start(last)
+        # All of one length, so that no core is left with a larger rest than the others.
+        num_units = -(-(end - begin) // UNIT_BYTES)
+        bounds = [begin]
+        for number in range(1, num_units):
+            offset = begin + (end - begin) * number // num_units
+            if offset > bounds[-1]:
+                bounds.append(next_line_start(offset))
         return [*bounds, end]
 
 

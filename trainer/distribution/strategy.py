@@ -75,9 +75,9 @@ class StrategyDistribution:
     def _sum_in_graph(self, values: tf.Tensor) -> Any:
         def contribute(values: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            if context.replica_id_in_sync_group % len(self.replicas):
-                values = tf.zeros_like(values)  # one contribution a process
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, values, options=self._options)
+            is_first_here = tf.equal(context.replica_id_in_sync_group % len(self.replicas), 0)  # one contribution a process
+            contribution = tf.where(is_first_here, values, tf.zeros_like(values))
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, contribution, options=self._options)
 
         return self._strategy.run(contribute, args=(values,))
 

@@ -1,0 +1,173 @@
+"""One configuration gives the same losses on every backend, however the batch falls on replicas and micro-batches."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.training import (
+    BIN,
+    ROOT,
+    checked,
+    environment,
+    json_lines,
+    largest_difference,
+    ledger_hash,
+    run_command,
+    run_path,
+    train_losses,
+    training_config,
+    write_config,
+)
+from trainer.config import Config
+
+TOLERANCE = 1e-5
+
+# What may not depend on the backend, and the variant that it is compared with under `single`.
+VARIANTS: dict[str, tuple[Mapping[str, Mapping[str, Any]], str]] = {
+    "whole": ({}, "whole"),
+    "accumulated": ({"train": {"micro_batch_size": 4}}, "whole"),
+    "unequal": ({"data": {"pack": False}}, "unequal"),
+    "unequal-accumulated": ({"data": {"pack": False}, "train": {"micro_batch_size": 4}}, "unequal"),
+    "dropout": ({"model": {"dropout": 0.1}}, "dropout"),
+    "dropout-accumulated": ({"model": {"dropout": 0.1}, "train": {"micro_batch_size": 4}}, "dropout"),
+}
+DRIVER = str(ROOT / "tests" / "integration" / "train_several.py")
+
+Runs = Mapping[str, Path]
+
+
+@pytest.fixture(scope="module")
+def single(prepared: Path) -> Runs:
+    """The runs that the others are compared with, in a process that has one device."""
+    configs = variants(prepared, "single")
+    checked(run_command([sys.executable, DRIVER, *write_configs(prepared, configs)]))
+    return paths(configs)
+
+
+def test_losses_are_the_same_with_one_replica_two_replicas_and_micro_batches(
+    prepared: Path, tensorflow: ModuleType
+) -> None:
+    """In one process, with everything at once that could make them differ: padding, dropout, and accumulation."""
+    from trainer.loop import train
+
+    sections: dict[str, Mapping[str, Any]] = {"data": {"pack": False}, "model": {"dropout": 0.1}}
+    accumulated = {"train": {"micro_batch_size": 4}}
+    reference = training_config(prepared, "quick", **sections)
+    mirrored = {"distribution": {"backend": "mirrored", "num_replicas": 2}}
+    others = {
+        "2 x 4": training_config(prepared, "quick-accumulated", **sections, **accumulated),
+        "2 x 2 on 2 replicas": training_config(prepared, "quick-mirrored", **sections, **accumulated, **mirrored),
+    }
+    train(reference)
+    for label, config in others.items():
+        train(config)
+        difference = largest_difference(train_losses(run_path(config)), train_losses(run_path(reference)))
+        print(f"\nlargest relative difference of 20 losses, {label} from 1 x 8: {difference:.1e}")
+        assert difference <= TOLERANCE
+        assert ledger_hash(run_path(config)) == ledger_hash(run_path(reference))
+
+
+@pytest.mark.slow
+def test_accumulating_micro_batches_changes_no_loss(single: Runs) -> None:
+    compare("single", single, single)
+
+
+@pytest.mark.slow
+def test_two_mirrored_replicas_have_the_losses_of_one(prepared: Path, single: Runs) -> None:
+    configs = variants(prepared, "mirrored", num_replicas=2)
+    checked(run_command([sys.executable, DRIVER, *write_configs(prepared, configs)]))
+    compare("mirrored", paths(configs), single)
+
+
+@pytest.mark.processes
+def test_two_horovod_ranks_have_the_losses_of_one_process(prepared: Path, single: Runs) -> None:
+    configs = variants(prepared, "horovod")
+    files = write_configs(prepared, configs)
+    horovodrun = [str(BIN / "horovodrun"), "-np", "2"]
+    checked(run_command([*horovodrun, str(BIN / "drumline"), "train", files[0]]))
+    checked(run_command([*horovodrun, sys.executable, DRIVER, *files[1:]]))
+    compare("horovod", paths(configs), single)
+
+
+@pytest.mark.processes
+def test_two_multiworker_processes_have_the_losses_of_one(prepared: Path, single: Runs) -> None:
+    configs = variants(prepared, "multiworker")
+    files = write_configs(prepared, configs)
+    checked(run_command([str(BIN / "drumline"), "launch", "local", files[0], "--workers", "2"]))
+    run_cluster([sys.executable, DRIVER, *files[1:]])
+    compare("multiworker", paths(configs), single)
+
+
+@pytest.mark.processes
+def test_validation_losses_are_the_same_on_every_backend(prepared: Path, single: Runs) -> None:
+    """Whatever runs of the tests above there are."""
+    reference = validation_losses(single["whole"])
+    assert list(reference) == [10, 20]
+    for label in ("mirrored", "horovod", "multiworker"):
+        path = prepared / "runs" / f"{label}-whole"
+        if path.exists():
+            assert largest_difference(validation_losses(path), reference) <= TOLERANCE
+
+
+def variants(directory: Path, backend: str, **distribution: Any) -> list[Config]:
+    settings = {"distribution": {"backend": backend, **distribution}}
+    return [
+        training_config(directory, f"{backend}-{name}", **sections, **settings)
+        for name, (sections, _) in VARIANTS.items()
+    ]
+
+
+def write_configs(directory: Path, configs: list[Config]) -> list[str]:
+    return [str(write_config(config, directory / f"{config.run.name}.yaml")) for config in configs]
+
+
+def paths(configs: list[Config]) -> Runs:
+    return {name: run_path(config) for name, config in zip(VARIANTS, configs, strict=True)}
+
+
+def compare(label: str, runs: Runs, single: Runs) -> None:
+    """Holds every variant against its reference, and says how far they are apart."""
+    differences = {}
+    for name, (_, reference) in VARIANTS.items():
+        losses = train_losses(runs[name])
+        assert list(losses) == list(range(1, 21))
+        differences[name] = largest_difference(losses, train_losses(single[reference]))
+        assert ledger_hash(runs[name]) == ledger_hash(single[reference]), f"{label}: {name}: other samples"
+    told = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    print(f"\nlargest relative difference of 20 losses, {label} from single: {told}")
+    assert max(differences.values()) <= TOLERANCE
+
+
+def validation_losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in json_lines(run / "metrics.jsonl") if line["split"] == "validation"}
+
+
+def run_cluster(command: list[str], num_workers: int = 2) -> None:
+    """Starts the workers of one TensorFlow cluster by hand, as a user without our launcher would, and waits for all."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(num_workers)]
+        workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    started = []
+    for index in range(num_workers):
+        description = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        env = environment(TF_CONFIG=json.dumps(description), TF_NUM_INTRAOP_THREADS="1")
+        started.append(
+            subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    try:
+        for process in started:
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output
+    finally:
+        for process in started:
+            process.kill()
