@@ -90,9 +90,7 @@ def find_toolchain(accelerator: str) -> Toolchain:
         return Toolchain(Path(cxx))
 
     cuda, nccl, has_gpu = find_cuda(), find_nccl(), GPU_DEVICE.exists()
-    missing = [
-        name for name, found in (("the CUDA toolkit", cuda), ("the package nvidia-nccl-cu12", nccl)) if not found
-    ]
+    missing = [name for name, found in (("the CUDA toolkit", cuda), ("the package nvidia-nccl-cu12", nccl)) if not found]
     if not missing and (has_gpu or accelerator == "nccl"):
         return Toolchain(Path(cxx), cuda, nccl)
     if accelerator == "nccl":
@@ -143,9 +141,7 @@ def install_wheel(folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall"]
     result = subprocess.run([*command, *wheels], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
-        raise InstallError(
-            f"pip could not install the wheel of {folder}: delete that folder and try again.\n{result.stdout}"
-        )
+        raise InstallError(f"pip could not install the wheel of {folder}: delete that folder and try again.\n{result.stdout}")
 
 
 def prove(accelerator: str, folder: Path) -> None:

@@ -181,9 +181,7 @@ def run_build(command: list[str], environment: dict[str, str], log_path: Path) -
     """Runs the build with its output in the log, and says now and then how far it is."""
     started = time.monotonic()
     with log_path.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         while True:
             try:
                 process.wait(PROGRESS_EVERY_SECONDS)

@@ -141,9 +141,7 @@ class _Crew:
             self._kill()
             return
         self.stopping = True
-        logger.info(
-            "%s: waiting for the workers to save and stop; a second one kills them.", signal.Signals(signum).name
-        )
+        logger.info("%s: waiting for the workers to save and stop; a second one kills them.", signal.Signals(signum).name)
         self._signal(signum)
 
     def _judge(self, member: _Member) -> None:
@@ -179,9 +177,7 @@ class _Stream:
     out: TextIO
     name: str
     translate: Callable[[str, str], str | None]
-    decoder: codecs.IncrementalDecoder = field(
-        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
-    )
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace"))
     unfinished: str = ""
 
     def pump(self, selector: selectors.BaseSelector) -> None:

@@ -27,12 +27,6 @@ train:
 """
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes longer than the default suite should; run in CI")
-    config.addinivalue_line("markers", "horovod: starts real ranks under horovodrun")
-    config.addinivalue_line("markers", "multiworker: starts two real processes of MultiWorkerMirroredStrategy")
-
-
 @pytest.fixture(scope="session")
 def tensorflow() -> Any:
     """TensorFlow with two logical CPU devices, so that MirroredStrategy can be tried everywhere.

@@ -143,9 +143,7 @@ def _describe_data(config: Config, manifest: StoreManifest | None) -> list[tuple
     tokens = f"{manifest.num_tokens('train'):,} tokens to train on, {manifest.num_tokens('validation'):,} to validate"
     lines = [("data", f"{config.data.store}: {tokens}")]
     if not config.data.pack:
-        lines.append(
-            ("epochs", "known when training starts: without `pack` they depend on the length of each document")
-        )
+        lines.append(("epochs", "known when training starts: without `pack` they depend on the length of each document"))
         return lines
     num_samples = manifest.num_samples("train", config.data.sequence_length)
     if num_samples == 0:

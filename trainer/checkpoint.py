@@ -7,10 +7,8 @@ the hashes tell. Weights and optimizer state are safetensors: nothing is unpickl
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
@@ -23,6 +21,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from trainer.errors import CheckpointError
+from trainer.files import file_sha256, put_in_place, sync
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +74,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, context: Mapping[s
     (partial / STATE).write_text(json.dumps({"progress": asdict(checkpoint.progress), "identity": checkpoint.identity}))
     files = {}
     for name in (WEIGHTS, OPTIMIZER, STATE):
-        _to_disk(partial / name)
-        files[name] = {"num_bytes": (partial / name).stat().st_size, "sha256": sha256_of_file(partial / name)}
+        sync(partial / name)
+        files[name] = {"num_bytes": (partial / name).stat().st_size, "sha256": file_sha256(partial / name)}
     manifest = {
         "format": FORMAT,
         "step": checkpoint.progress.step,
@@ -86,12 +85,11 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, context: Mapping[s
         "files": files,
     }
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    _to_disk(partial / MANIFEST)
-    _to_disk(partial)
+    sync(partial / MANIFEST)
+    sync(partial)
     if final.exists():  # one that was passed over as damaged
         _delete(final)
-    partial.rename(final)
-    _to_disk(directory)
+    put_in_place(partial, final)
     return final
 
 
@@ -112,7 +110,7 @@ def verify_checkpoint(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected["num_bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['num_bytes']}"
-        if sha256_of_file(file) != expected["sha256"]:
+        if file_sha256(file) != expected["sha256"]:
             return f"{name} has changed since it was written (its sha256 differs)"
     return None
 
@@ -192,12 +190,6 @@ def prune_checkpoints(directory: Path, keep_last: int, keep_best: int) -> None:
         shutil.rmtree(leftover)
 
 
-def sha256_of_file(path: Path) -> str:
-    """The hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}"
 
@@ -230,12 +222,3 @@ def _manifest(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None, f"{MANIFEST} is not of format {FORMAT}"
     return manifest, None
-
-
-def _to_disk(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

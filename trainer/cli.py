@@ -104,9 +104,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _add_check(verbs: Verbs, common: Parser) -> None:
-    parser = verbs.add_parser(
-        "check", help="validate; parameters, memory, batches, epochs; starts nothing", parents=[common]
-    )
+    parser = verbs.add_parser("check", help="validate; parameters, memory, batches, epochs; starts nothing", parents=[common])
     _add_config(parser, nargs="?")
     parser.add_argument("--replicas", type=positive, metavar="N", help="for so many (default: as configured, or 1)")
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of configurations, for editors")
@@ -172,9 +170,7 @@ def _add_predict(verbs: Verbs, common: Parser) -> None:
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="how many to generate at most")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--temperature", type=temperature, metavar="X", help="how bold the choice is; 0 is greedy")
-    choice.add_argument(
-        "--greedy", dest="temperature", action="store_const", const=0.0, help="always the likeliest token"
-    )
+    choice.add_argument("--greedy", dest="temperature", action="store_const", const=0.0, help="always the likeliest token")
     parser.add_argument("--top-k", type=positive, metavar="N", help="choose among the N likeliest tokens")
     parser.add_argument("--top-p", type=probability, metavar="X", help="among the likeliest of total probability X")
     parser.add_argument("--samples", type=positive, metavar="N", help="how many for each prompt")
@@ -273,9 +269,7 @@ def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
-    parser.add_argument(
-        "--checkpoint", default="latest", metavar="STEP|best|latest", help="which one (default: latest)"
-    )
+    parser.add_argument("--checkpoint", default="latest", metavar="STEP|best|latest", help="which one (default: latest)")
 
 
 def _set_up_logging(verbose: bool, quiet: bool) -> None:

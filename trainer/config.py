@@ -70,15 +70,11 @@ class TokenizerConfig(Section):
     def _options_belong_to_the_kind(self) -> TokenizerConfig:
         trained = self.kind in ("bpe", "wordpiece")
         if trained and self.vocabulary_size is None:
-            raise _complaint(
-                "vocabulary_size", "nothing", f"the number of tokens that a {self.kind} tokenizer shall have"
-            )
+            raise _complaint("vocabulary_size", "nothing", f"the number of tokens that a {self.kind} tokenizer shall have")
         if trained and self.vocabulary_size is not None and self.vocabulary_size < 300:
             raise _complaint("vocabulary_size", f"{self.vocabulary_size}", "at least 300: the 256 bytes come first")
         if not trained and self.vocabulary_size is not None:
-            raise _complaint(
-                "vocabulary_size", f"{self.vocabulary_size}", f"nothing: a {self.kind} tokenizer brings its own"
-            )
+            raise _complaint("vocabulary_size", f"{self.vocabulary_size}", f"nothing: a {self.kind} tokenizer brings its own")
         if self.kind == "pretrained" and self.path is None:
             raise _complaint("path", "nothing", "the tokenizer.json to use")
         if self.kind != "pretrained" and self.path is not None:
@@ -116,9 +112,7 @@ class DataConfig(Section):
     def _validation_is_not_a_mixture(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         for number, source in enumerate(sources):
             if source.weight is not None:
-                raise _complaint(
-                    number, f"{source.weight}", "no weight: validation sources are read as one data set", "weight"
-                )
+                raise _complaint(number, f"{source.weight}", "no weight: validation sources are read as one data set", "weight")
         return sources
 
     @model_validator(mode="after")
@@ -250,7 +244,7 @@ class TrainConfig(Section):
 
 
 class DistributionConfig(Section):
-    """How replicas work together. `num_replicas` is for `mirrored` alone: how many devices of this machine (default: all GPUs)."""
+    """How replicas work together. `num_replicas` is for `mirrored` alone: how many devices (default: all GPUs)."""
 
     backend: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = "auto"
     num_replicas: Count | None = None
@@ -276,7 +270,7 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """A checkpoint every so many steps and at the end; the newest `keep_last` and the `keep_best` of least validation loss stay."""
+    """A checkpoint every so many steps and at the end. The newest `keep_last` and the `keep_best` of least loss stay."""
 
     every: Count = 200
     keep_last: Count = 3

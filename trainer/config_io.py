@@ -65,9 +65,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             if place not in source.unreadable:
                 source.complaints.append(_Complaint(source.origin(place), dotted(place), text))
     if source.complaints:
-        raise ConfigError(
-            [str(complaint) for complaint in sorted(source.complaints, key=lambda complaint: complaint.where)]
-        )
+        raise ConfigError([str(complaint) for complaint in sorted(source.complaints, key=lambda complaint: complaint.where)])
     return config
 
 
@@ -185,9 +183,7 @@ class _Source:
             return None
         above = (*above, node)
         if isinstance(node, yaml.SequenceNode):
-            return [
-                self._construct(item, (*place, index), item, origin, above) for index, item in enumerate(node.value)
-            ]
+            return [self._construct(item, (*place, index), item, origin, above) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place, origin, above)
         try:

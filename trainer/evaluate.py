@@ -58,9 +58,7 @@ class Evaluation:
         self._evaluate = compile_evaluation(config, weights, distribution, plan, use_xla)
         if samples:
             batches = config.evaluation.batches
-            self._batches, self.num_batches = evaluation_batches(
-                samples, plan, batches, distribution.replicas, ORDER_SEED
-            )
+            self._batches, self.num_batches = evaluation_batches(samples, plan, batches, distribution.replicas, ORDER_SEED)
 
     def is_due(self, step: int) -> bool:
         return self._every is not None and (step % self._every == 0 or step == self._last_step)

@@ -117,9 +117,7 @@ def _open_monitor(config: Config, corpus: Corpus, distribution: Distribution, ru
     return Monitor.of_run(config, corpus.manifest.vocabulary_size, distribution.num_replicas, run, step)
 
 
-def _announce(
-    config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, step: int, compiler: str
-) -> None:
+def _announce(config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, step: int, compiler: str) -> None:
     num_weights = sum(
         each.num_elements
         for each in parameters(config.model, corpus.manifest.vocabulary_size, config.data.sequence_length).values()

@@ -64,8 +64,8 @@ def _rows(
         tokens = tokenizer.encode(prompt) or [tokenizer.end_of_text]
         if len(tokens) + sampling.max_tokens > sequence_length:
             raise DataError(
-                f"prompt {number + 1} has {len(tokens)} tokens, and --max-tokens is {sampling.max_tokens}: together more than the "
-                f"model's {sequence_length}; shorten the prompt or ask for fewer tokens"
+                f"prompt {number + 1} has {len(tokens)} tokens, and --max-tokens is {sampling.max_tokens}: together more than "
+                f"the model's {sequence_length}; shorten the prompt or ask for fewer tokens"
             )
         for sample in range(sampling.samples):
             stream = np.random.Generator(np.random.Philox(key=[sampling.seed, number * sampling.samples + sample]))

@@ -87,9 +87,7 @@ def _restore_on_chief(run: RunDirectory, expected: Mapping[str, Any], state: Tra
     if path is None:
         return Progress()
     if fresh:
-        raise CheckpointError(
-            f"--fresh: {run.path} has checkpoints already; take another run.name, or delete the folder"
-        )
+        raise CheckpointError(f"--fresh: {run.path} has checkpoints already; take another run.name, or delete the folder")
     checkpoint = read_checkpoint(path)
     differences = [
         f"{key} was {_brief(checkpoint.identity.get(key))} and is now {_brief(value)}"
@@ -97,9 +95,7 @@ def _restore_on_chief(run: RunDirectory, expected: Mapping[str, Any], state: Tra
         if checkpoint.identity.get(key) != value
     ]
     if differences:
-        raise CheckpointError(
-            f"{path} is of another run: {'; '.join(differences)}; take another run.name, or change it back"
-        )
+        raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}; take another run.name, or change it back")
     assign_weights(state.weights, checkpoint.weights, str(path))
     assign_weights(_optimizer_variables(state), checkpoint.optimizer, str(path))
     logger.info("going on from %s", path)

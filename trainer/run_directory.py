@@ -17,6 +17,7 @@ from typing import Any
 from trainer.config import Config
 from trainer.config_io import dump_config, load_config
 from trainer.errors import CheckpointError
+from trainer.files import json_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class RunDirectory:
             "versions": versions(),
             **surroundings,
         }
-        _replace(self.history, json.dumps({"name": config.run.name, "starts": [*starts, start]}, indent=1))
+        write_atomically(self.history, json_bytes({"name": config.run.name, "starts": [*starts, start]}))
         for path in (self.metrics, self.ledger):
             _cut_back(path, step)
 
@@ -93,11 +94,4 @@ def _cut_back(path: Path, step: int) -> None:
             logger.warning("%s: dropped an unfinished line", path)
             continue
         kept.append(line + "\n")
-    _replace(path, "".join(kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Changes a file's content at once: another process sees the old one or the new one."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    beside.rename(path)
+    write_atomically(path, "".join(kept).encode())

@@ -158,7 +158,7 @@ def compile_evaluation(
 
 def _update_function(
     config: Config, state: TrainingState, distribution: Distribution, plan: BatchPlan, use_xla: bool
-) -> Callable[[dict[str, tf.Tensor], tf.Tensor], dict[str, tf.Tensor]]:
+) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """One update, as a replica sees it."""
     differentiate = tf.function(_differentiation(config, list(state.weights)), jit_compile=use_xla, autograph=False)
     scaled = config.train.precision == "float16"
@@ -235,9 +235,7 @@ def _differentiation(config: Config, names: list[str]) -> Callable[..., list[tf.
     return differentiate
 
 
-def _sum_over_micro_batches(
-    compute: Callable[[tf.Tensor | int], list[tf.Tensor]], num_micro_batches: int
-) -> list[tf.Tensor]:
+def _sum_over_micro_batches(compute: Callable[[tf.Tensor | int], list[tf.Tensor]], num_micro_batches: int) -> list[tf.Tensor]:
     """The sums of what `compute` returns for each micro-batch, one micro-batch at a time."""
     sums = compute(0)
     if num_micro_batches > 1:

@@ -222,7 +222,7 @@ needs_horovod = pytest.mark.skipif(importlib.util.find_spec("horovod") is None, 
 
 
 @needs_horovod
-@pytest.mark.horovod
+@pytest.mark.processes
 def test_horovodrun_keeps_the_exit_code_of_the_rank_that_failed() -> None:
     program = "import os, sys, time; print('hello'); os.environ['HOROVOD_RANK'] == '1' and sys.exit(3); time.sleep(60)"
     code, out, err = run(program, 2, HOROVOD_LAUNCHER)
@@ -233,7 +233,7 @@ def test_horovodrun_keeps_the_exit_code_of_the_rank_that_failed() -> None:
 
 
 @needs_horovod
-@pytest.mark.horovod
+@pytest.mark.processes
 def test_ranks_of_horovodrun_may_save_when_asked_to_stop() -> None:
     """Six seconds: more than the five that horovodrun itself would leave them."""
     launched = launch(STOPPABLE.replace("0.3", "6"), 2, HOROVOD_LAUNCHER)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import DataError
+from trainer.files import json_bytes, write_atomically
 
 STORE_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -125,40 +125,6 @@ def read_manifest(store: Path) -> StoreManifest:
 def write_manifest(manifest: StoreManifest, store: Path) -> None:
     """Writes `manifest.json`, which makes the store whole."""
     write_atomically(store / MANIFEST_NAME, json_bytes(asdict(manifest)))
-
-
-def json_bytes(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, also after a power cut."""
-    temporary = temporary_name(path)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    put_in_place(temporary, path)
-
-
-def temporary_name(path: Path) -> Path:
-    """Where to write what `put_in_place` moves to `path`; the process number keeps two writers apart."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Renames a file that is on disk already to its final name, and sees the new name to disk."""
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """A rename lasts only when the folder that holds the names is on disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _dataset(entry: dict[str, Any]) -> Dataset:

@@ -124,9 +124,7 @@ def _shuffle(
     return shuffled
 
 
-def _shuffle_large(
-    indices: Int64Array, sizes: Int64Array, seed: int, streams: Int64Array, epochs: Int64Array
-) -> Int64Array:
+def _shuffle_large(indices: Int64Array, sizes: Int64Array, seed: int, streams: Int64Array, epochs: Int64Array) -> Int64Array:
     seeds = np.empty((len(indices), 3), np.uint32)
     seeds[:, 0], seeds[:, 1], seeds[:, 2] = seed, streams, epochs
     with tf.device("CPU:0"):

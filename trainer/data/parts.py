@@ -21,16 +21,12 @@ from trainer.data.manifest import (
     TOKENIZER_NAME,
     InputRange,
     Part,
-    json_bytes,
-    put_in_place,
-    temporary_name,
-    write_atomically,
 )
 from trainer.data.readers import Piece, digest, read_pieces
 from trainer.data.sources import Span, Unit
-from trainer.data.store import file_sha256
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
+from trainer.files import file_sha256, json_bytes, put_in_place, temporary_name, write_atomically
 
 # Of a record batch: a few megabytes, whatever the length of documents.
 BATCH_TOKENS = 2**20

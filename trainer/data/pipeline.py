@@ -89,9 +89,7 @@ def _batches(
     return dataset.prefetch(NUM_PREFETCHED).with_options(_options())
 
 
-def _gather(
-    samples: Sequence[Samples], order: SampleOrder, ids: Int64Array, length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _gather(samples: Sequence[Samples], order: SampleOrder, ids: Int64Array, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Reads samples [B] of all data sets, with one call for each data set that has any: inputs and targets [B, T]."""
     if len(samples) == 1:
         return samples[0].gather(ids)

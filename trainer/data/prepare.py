@@ -25,9 +25,7 @@ from trainer.data.manifest import (
     Dataset,
     Split,
     StoreManifest,
-    json_bytes,
     read_manifest,
-    write_atomically,
     write_manifest,
 )
 from trainer.data.parts import PartPlan, PartRecord, num_documents_of, record_path, token_dtype, whole_part, write_part
@@ -36,6 +34,7 @@ from trainer.data.sources import plan_units
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.workers import num_cores, run_all, worker_pool
 from trainer.errors import DataError
+from trainer.files import json_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +94,7 @@ def prepare(
         try:
             tokenizer, records = _make_parts(store, data, plan, chosen, tokenizer, pool)
         except OSError as error:
-            raise DataError(
-                f"{store}: cannot be written ({error}); free the place or set data.store to another"
-            ) from error
+            raise DataError(f"{store}: cannot be written ({error}); free the place or set data.store to another") from error
     if shard is None:
         _finish(store, data, plan, records, tokenizer)
     else:
@@ -226,9 +223,7 @@ def _new_tokenizer(store: Path, data: DataConfig, plan: StorePlan) -> Tokenizer:
 
 def _training_extent(limit: int | None, num_parts: int) -> str:
     return (
-        "all training text"
-        if limit is None
-        else f"up to {limit:,} characters from each of {num_parts} units of training text"
+        "all training text" if limit is None else f"up to {limit:,} characters from each of {num_parts} units of training text"
     )
 
 
@@ -268,9 +263,7 @@ def _write_parts(
         if now - told >= PROGRESS_SECONDS or len(records) == len(parts):
             told = now
             rate = num_tokens / (now - started)
-            logger.info(
-                "%d of %d parts, %s tokens, %s tokens/s", len(records), len(parts), f"{num_tokens:,}", f"{rate:,.0f}"
-            )
+            logger.info("%d of %d parts, %s tokens, %s tokens/s", len(records), len(parts), f"{num_tokens:,}", f"{rate:,.0f}")
     return records
 
 
@@ -288,9 +281,7 @@ def _merge(store: Path, data: DataConfig, plan: StorePlan) -> None:
     _finish(store, data, plan, records, tokenizer)
 
 
-def _finish(
-    store: Path, data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer
-) -> None:
+def _finish(store: Path, data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> None:
     _remove_stale(store, plan)
     manifest = _manifest(data, plan, records, tokenizer)
     write_manifest(manifest, store)
@@ -312,15 +303,11 @@ def _manifest(data: DataConfig, plan: StorePlan, records: dict[str, PartRecord],
         end_of_text=tokenizer.end_of_text,
         token_dtype=token_dtype(tokenizer.vocabulary_size).__name__,
         train=tuple(dataset(s.path, s.weight, parts) for s, parts in zip(data.train, plan.train, strict=True)),
-        validation=tuple(
-            dataset(s.path, s.weight, parts) for s, parts in zip(data.validation, plan.validation, strict=True)
-        ),
+        validation=tuple(dataset(s.path, s.weight, parts) for s, parts in zip(data.validation, plan.validation, strict=True)),
     )
 
 
-def _is_finished(
-    store: Path, data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer
-) -> bool:
+def _is_finished(store: Path, data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> bool:
     try:
         return read_manifest(store) == _manifest(data, plan, records, tokenizer)
     except DataError:
@@ -338,9 +325,7 @@ def _remove_stale(store: Path, plan: StorePlan) -> None:
     """Removes parts of an earlier configuration and what an interrupted run left half written."""
     wanted = {store / part.file for part in plan.parts}
     wanted |= {path.with_suffix(".json") for path in wanted}
-    stale = [
-        path for split in ("train", "validation") for path in store.glob(f"{split}/*/part-*") if path not in wanted
-    ]
+    stale = [path for split in ("train", "validation") for path in store.glob(f"{split}/*/part-*") if path not in wanted]
     stale += store.glob("*.json.*.tmp")
     for path in stale:
         path.unlink(missing_ok=True)

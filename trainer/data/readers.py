@@ -160,9 +160,7 @@ def _no_text(where: str, record: Any, field: str) -> DataError:
     if not isinstance(record, dict):
         return DataError(f"{where}: got a JSON {type(record).__name__}, expected an object with a field {field!r}")
     if field not in record:
-        return DataError(
-            f"{where}: has no field {field!r}; it has {', '.join(record)}: set data.fields.text to one of them"
-        )
+        return DataError(f"{where}: has no field {field!r}; it has {', '.join(record)}: set data.fields.text to one of them")
     got = "text with half a surrogate pair" if isinstance(record[field], str) else json.dumps(record[field])[:40]
     return DataError(f"{where}: field {field!r} is {got}, expected text; mend or leave out that line")
 
@@ -215,11 +213,7 @@ def _tsv_documents(span: Span, field: str | int) -> Iterator[str]:
         is_header = offset == 0 and not isinstance(field, int)
         if line and not is_header:
             row = line.split("\t")
-            yield (
-                row[column]
-                if column < len(row)
-                else _cell(row, column, f"{span.path}:{_line_number(span.path, offset)}")
-            )
+            yield (row[column] if column < len(row) else _cell(row, column, f"{span.path}:{_line_number(span.path, offset)}"))
 
 
 def _tsv_header_column(span: Span, field: str) -> int:
@@ -253,9 +247,7 @@ def _parquet_documents(span: Span, field: str) -> Iterator[str]:
                     for text in batch.column(0).to_pylist():
                         if span.begin <= row < span.end:
                             if text is None:
-                                raise DataError(
-                                    f"{span.path}: row {row} (from 0) has no {field!r}; mend or leave out that row"
-                                )
+                                raise DataError(f"{span.path}: row {row} (from 0) has no {field!r}; mend or leave out that row")
                             yield text
                         row += 1
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:

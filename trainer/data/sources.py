@@ -66,9 +66,7 @@ def find_files(pattern: str, key: str) -> list[str]:
     """The files that a path or glob (`**` for any depth) stands for, sorted by name."""
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
-        raise DataError(
-            f"{key}.path: {pattern} is a folder; write which files of it, as in {pattern.rstrip('/')}/*.txt"
-        )
+        raise DataError(f"{key}.path: {pattern} is a folder; write which files of it, as in {pattern.rstrip('/')}/*.txt")
     if os.path.exists(expanded):
         return [expanded]
     found = sorted(path for path in glob.glob(expanded, recursive=True) if os.path.isfile(path))
@@ -88,9 +86,7 @@ def _spans(path: str, source: SourceConfig, file_format: str, key: str) -> Itera
     whole = (source.begin, source.end) == (0.0, 1.0)
     if compression_of(path) and file_format != "parquet":
         if not whole:
-            raise DataError(
-                f"{key}: {path} is compressed, and `begin` and `end` need to skip in it; decompress or split it"
-            )
+            raise DataError(f"{key}: {path} is compressed, and `begin` and `end` need to skip in it; decompress or split it")
         bounds = [0, status.st_size]
     elif file_format == "parquet":
         bounds = _row_bounds(path, source, key)

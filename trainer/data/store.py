@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow as pa
 from trainer.data.manifest import Dataset, Part, Split, StoreManifest, read_manifest
 from trainer.data.windows import DocumentWindows, PackedWindows, Samples, TokenStream
 from trainer.errors import DataError
+from trainer.files import file_sha256
 
 AGAIN = "delete it and run: drumline prepare CONFIG"
 
@@ -67,9 +67,7 @@ def _open_part(path: Path, part: Part, token_dtype: str, verify: bool) -> list[p
     try:
         num_bytes = path.stat().st_size
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file, though the store's manifest lists it; run: drumline prepare CONFIG"
-        ) from None
+        raise DataError(f"{path}: no such file, though the store's manifest lists it; run: drumline prepare CONFIG") from None
     if num_bytes != part.num_bytes:
         raise DataError(f"{path}: has {num_bytes:,} bytes, the store's manifest says {part.num_bytes:,}; {AGAIN}")
     if verify and file_sha256(path) != part.sha256:
@@ -89,8 +87,3 @@ def _open_part(path: Path, part: Part, token_dtype: str, verify: bool) -> list[p
             f"the store's manifest says {part.num_tokens:,} of {token_dtype}; {AGAIN}"
         )
     return columns
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

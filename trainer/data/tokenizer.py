@@ -16,8 +16,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from trainer.config import TokenizerConfig
-from trainer.data.manifest import write_atomically
 from trainer.errors import DataError
+from trainer.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN_CHARACTER = "<unknown>"
@@ -98,9 +98,7 @@ def _from_json(json_text: str, name: str) -> Tokenizer:
     model.encode_special_tokens = True
     found = [number for token in END_OF_TEXT_NAMES if (number := model.token_to_id(token)) is not None]
     if not found:
-        raise DataError(
-            f"{name}: has no token that ends a document; looked for {', '.join(END_OF_TEXT_NAMES)}: add one"
-        )
+        raise DataError(f"{name}: has no token that ends a document; looked for {', '.join(END_OF_TEXT_NAMES)}: add one")
     # Tokens that were added later may leave gaps: what counts is how many rows the embedding needs.
     vocabulary_size = max(model.get_vocab(with_added_tokens=True).values()) + 1
     return Tokenizer(json_text, vocabulary_size, found[0], hashlib.sha256(canonical.encode()).hexdigest(), model)

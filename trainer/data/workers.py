@@ -35,9 +35,7 @@ def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor | None]:
     try:
         yield executor
     except BrokenProcessPool as error:
-        raise DrumlineError(
-            "a worker process died, perhaps for want of memory; run again to go on with the rest"
-        ) from error
+        raise DrumlineError("a worker process died, perhaps for want of memory; run again to go on with the rest") from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def connect(config: DistributionConfig) -> Distribution:
     """Joins the other replicas. Before it nothing may have used TensorFlow's devices."""
-    backend = config.backend
+    backend: str = config.backend
     if backend == "auto":
         backend, reason = _choose()
         logger.info("distribution.backend: auto chose %s, because %s", backend, reason)

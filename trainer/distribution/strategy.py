@@ -45,7 +45,14 @@ class StrategyDistribution:
         if self.num_replicas == 1:
             return list(tensors)
         context = tf.distribute.get_replica_context()
-        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors), options=self._options))
+        reduced = list(tensors)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # it joins tensors without regard to their types
+            places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            alike = [tensors[place] for place in places]
+            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, alike, options=self._options)
+            for place, total in zip(places, sums, strict=True):
+                reduced[place] = total
+        return reduced
 
     def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
         def on_every_device(strategy: tf.distribute.Strategy, arguments: Sequence[tuple[Any, ...]]) -> None:
@@ -115,9 +122,7 @@ def connect_multiworker(config: DistributionConfig) -> StrategyDistribution:
             "start with: drumline launch local CONFIG --workers N"
         ) from error
     except (ValueError, TypeError) as error:
-        raise BackendError(
-            f"backend multiworker: TF_CONFIG cannot be read ({error}): {os.environ['TF_CONFIG']!r}"
-        ) from error
+        raise BackendError(f"backend multiworker: TF_CONFIG cannot be read ({error}): {os.environ['TF_CONFIG']!r}") from error
     devices.use_all_gpus()
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=config.timeout_seconds)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)

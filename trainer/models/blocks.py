@@ -75,9 +75,11 @@ def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: int) -> tf.
     blocks_per_row = -(-row_elements // 4)  # Philox yields four numbers a block; a row begins a block of its own
     stream_key = tf.bitcast(key.seed[0] * 1_000_003 + site, tf.uint64)
     counter = tf.bitcast(tf.stack([key.first_row * blocks_per_row, key.seed[1]]), tf.uint64)
-    uniform = tf.raw_ops.StatelessRandomUniformV2(
-        shape=(x.shape[0], blocks_per_row * 4), key=stream_key[None], counter=counter, alg=1, dtype=tf.float32
+    # Bits, not floats: the graph makes floats of the lower bits and XLA of the upper ones.
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=(x.shape[0], blocks_per_row * 4), key=stream_key[None], counter=counter, alg=1, dtype=tf.uint32
     )
+    uniform = tf.cast(bits, tf.float32) * 2.0**-32
     keep = tf.reshape(uniform[:, :row_elements] >= rate, x.shape)
     return tf.where(keep, x / (1.0 - rate), tf.zeros_like(x))
 

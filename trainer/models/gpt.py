@@ -11,9 +11,7 @@ from trainer.models import blocks
 from trainer.models.blocks import DropoutKey, Weights
 
 
-def logits(
-    model: ModelConfig, weights: Weights, tokens_BT: tf.Tensor, dropout_key: DropoutKey | None = None
-) -> tf.Tensor:
+def logits(model: ModelConfig, weights: Weights, tokens_BT: tf.Tensor, dropout_key: DropoutKey | None = None) -> tf.Tensor:
     """Scores of the token after each of `tokens_BT` (int32): float32 [B, T, V]. Dropout only where a key is given."""
     positions_BT = tf.range(tokens_BT.shape[1])[None]
     mask_TT = blocks.causal_mask(tokens_BT.shape[1])
@@ -46,9 +44,7 @@ class Cache(NamedTuple):
 def empty_cache(model: ModelConfig, batch_size: int, num_places: int, dtype: tf.DType) -> Cache:
     """A cache with room for `num_places` tokens a row."""
     empty = tf.zeros((batch_size, model.key_value_heads, num_places, model.head_width), dtype)
-    return Cache(
-        (empty,) * model.num_layers, (empty,) * model.num_layers, tf.fill((batch_size, num_places), blocks.MASKED)
-    )
+    return Cache((empty,) * model.num_layers, (empty,) * model.num_layers, tf.fill((batch_size, num_places), blocks.MASKED))
 
 
 def read(

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: `Monitor` measures and hands to the writers; `throughput` says what the machine could do."""
+"""What a run tells while it goes on: `Monitor` measures and hands to the writers."""
 
 from trainer.monitor.monitor import Monitor
 

@@ -1,0 +1,307 @@
+"""One update: sums and one division, however the batch is divided, in each precision and by either compiler.
+
+Axes: S steps, G rows of the global batch, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.training import training_config
+from trainer.config import BatchPlan, Config, plan_batches
+from trainer.distribution import Distribution, connect
+from trainer.models import gpt
+from trainer.step import TrainingState, choose_compiler, compile_evaluation, compile_training, create_state
+
+pytestmark = pytest.mark.usefixtures("tensorflow")
+
+VOCABULARY_SIZE, GLOBAL_BATCH_SIZE, NUM_STEPS = 29, 8, 6
+
+
+def config(**sections: Mapping[str, Any]) -> Config:
+    values: dict[str, dict[str, Any]] = {
+        "model": {"num_layers": 1, "num_heads": 2, "width": 16},
+        "data": {"sequence_length": 10},
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "minimum_learning_rate": 0.0},
+        "train": {"steps": NUM_STEPS, "global_batch_size": GLOBAL_BATCH_SIZE},
+    }
+    for section, changes in sections.items():
+        values[section] = values.get(section, {}) | changes
+    return training_config(Path("unused"), "step", **values)
+
+
+TWO_REPLICAS = {"backend": "mirrored", "num_replicas": 2}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training some steps leaves behind."""
+
+    state: TrainingState
+    distribution: Distribution
+    plan: BatchPlan
+    history: dict[str, np.ndarray]
+
+    @property
+    def losses(self) -> np.ndarray:
+        return self.history["loss"]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: weight.numpy() for name, weight in self.state.weights.items()}
+
+
+def batches_SGT(unequal: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of all steps. With `unequal` rows have from 0 to 10 targets, and the last step has none."""
+    generator = np.random.default_rng(3)
+    tokens = generator.integers(0, VOCABULARY_SIZE, (NUM_STEPS, GLOBAL_BATCH_SIZE, 11), np.int32)
+    inputs, targets = tokens[..., :-1], tokens[..., 1:].copy()
+    if unequal:
+        lengths = generator.integers(0, 11, (NUM_STEPS, GLOBAL_BATCH_SIZE, 1))
+        lengths[0, :4] = 0  # nothing at all on the first of two replicas
+        lengths[-1] = 0
+        targets[np.arange(10) >= lengths] = -1
+    return inputs, targets
+
+
+def dataset(plan: BatchPlan, replicas: range, unequal: bool, first_step: int = 0) -> tf.data.Dataset:
+    """Elements as `trainer.data.pipeline` makes them."""
+    inputs, targets = batches_SGT(unequal)
+    ids = np.arange(inputs[..., 0].size).reshape(NUM_STEPS, GLOBAL_BATCH_SIZE)
+    elements: dict[str, list[np.ndarray]] = {"inputs": [], "targets": [], "sample_ids": [], "first_row": []}
+    for step in range(first_step, NUM_STEPS):
+        for replica in replicas:
+            firsts = list(plan.first_rows(replica))
+            rows = [slice(first, first + plan.rows_per_micro_batch) for first in firsts]
+            elements["inputs"].append(np.stack([inputs[step, each] for each in rows]))
+            elements["targets"].append(np.stack([targets[step, each] for each in rows]))
+            elements["sample_ids"].append(np.stack([ids[step, each] for each in rows]))
+            elements["first_row"].append(np.array(firsts, np.int64))
+    return tf.data.Dataset.from_tensor_slices({name: np.stack(values) for name, values in elements.items()})
+
+
+def train(
+    settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: bool = False, xla: bool = False
+) -> Training:
+    """Trains sum(calls) steps, with so many steps in each call."""
+    distribution = connect(settings.distribution)
+    plan = plan_batches(settings.train, distribution.num_replicas)
+    with distribution.scope():
+        state = create_state(settings, VOCABULARY_SIZE)
+    train_steps = compile_training(settings, state, distribution, plan, xla)
+    batches = distribution.iterate(dataset(plan, distribution.replicas, unequal))
+    step, parts = 0, []
+    for count in calls:
+        history = train_steps(batches, tf.constant(step, tf.int64), tf.constant(count))
+        parts.append({name: value.numpy() for name, value in history.items()})
+        step += count
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Training(state, distribution, plan, joined)
+
+
+@pytest.fixture(scope="module")
+def reference(tensorflow: Any) -> Training:
+    """Whole batches on one device in float32."""
+    return train(config())
+
+
+@pytest.fixture(scope="module")
+def unequal_reference(tensorflow: Any) -> Training:
+    return train(config(), unequal=True)
+
+
+@pytest.fixture(scope="module")
+def dropout_reference(tensorflow: Any) -> Training:
+    return train(config(model={"dropout": 0.2}))
+
+
+def test_the_loss_is_the_mean_over_the_tokens_that_count(unequal_reference: Training) -> None:
+    settings = config()
+    inputs, targets = batches_SGT(unequal=True)
+    weights = {name: tf.constant(weight) for name, weight in create_state(settings, VOCABULARY_SIZE).weights.items()}
+    logits = gpt.logits(settings.model, weights, tf.constant(inputs[0])).numpy().astype(np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.maximum(targets[0], 0)[..., None], -1)[..., 0]
+    assert unequal_reference.losses[0] == pytest.approx(losses[targets[0] >= 0].mean(), rel=1e-6)
+    np.testing.assert_array_equal(unequal_reference.history["num_tokens"], (targets >= 0).sum((1, 2)))
+
+
+def test_a_batch_without_a_target_has_loss_zero_and_breaks_nothing(unequal_reference: Training) -> None:
+    assert unequal_reference.losses[-1] == 0.0
+    assert unequal_reference.history["gradient_norm"][-1] == 0.0
+    assert all(np.isfinite(weight).all() for weight in unequal_reference.arrays().values())
+
+
+def test_the_gradient_is_that_of_the_mean_loss_clipped_to_its_norm() -> None:
+    """The first moment after one update is (1 - beta1) times the clipped gradient; checked with TensorFlow's own tape."""
+    settings = config(optimizer={"clip_norm": 0.125, "beta1": 0.9})
+    weights = {name: weight.numpy() for name, weight in create_state(settings, VOCABULARY_SIZE).weights.items()}
+    inputs, targets = batches_SGT()
+    with tf.GradientTape() as tape:
+        watched = {name: tf.constant(weight) for name, weight in weights.items()}
+        tape.watch(list(watched.values()))
+        logits = gpt.logits(settings.model, watched, tf.constant(inputs[0]))
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(targets[0], logits))
+    gradients = {name: gradient.numpy() for name, gradient in tape.gradient(loss, watched).items()}
+    norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in gradients.values()))
+    trained = train(settings, calls=(1,))
+    assert norm > 0.25  # or nothing would be clipped
+    assert trained.history["gradient_norm"][0] == pytest.approx(norm, rel=1e-5)
+    for name, moment in trained.state.first_moments.items():
+        np.testing.assert_allclose(moment.numpy(), 0.1 * gradients[name] * 0.125 / norm, rtol=1e-3, atol=1e-7)
+    unclipped = train(config(optimizer={"clip_norm": None}), calls=(1,))
+    for name, moment in unclipped.state.first_moments.items():
+        np.testing.assert_allclose(moment.numpy(), 0.1 * gradients[name], rtol=1e-3, atol=1e-7)
+
+
+def test_every_step_reports_its_learning_rate_and_its_samples(reference: Training) -> None:
+    expected = [5e-3, 1e-2, *(1e-2 * 0.5 * (1 + np.cos(np.pi * done / 4)) for done in range(4))]
+    np.testing.assert_allclose(reference.history["learning_rate"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(reference.history["sample_ids"].reshape(-1), np.arange(NUM_STEPS * 8))
+    assert (reference.history["data_wait_seconds"] >= 0).all()
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_accumulated_micro_batches_equal_one_batch(reference: Training, micro_batch_size: int) -> None:
+    trained = train(config(train={"micro_batch_size": micro_batch_size}))
+    np.testing.assert_allclose(trained.losses, reference.losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, 8])
+def test_unequal_token_counts_weigh_the_same_wherever_they_fall(
+    unequal_reference: Training, micro_batch_size: int
+) -> None:
+    settings = config(train={"micro_batch_size": micro_batch_size}, distribution=TWO_REPLICAS)
+    trained = train(settings, unequal=True)
+    np.testing.assert_allclose(trained.losses, unequal_reference.losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])
+def test_dropout_is_the_same_however_the_batch_is_divided(
+    dropout_reference: Training, reference: Training, distribution: Mapping[str, Any]
+) -> None:
+    trained = train(config(model={"dropout": 0.2}, train={"micro_batch_size": 4}, distribution=distribution))
+    np.testing.assert_allclose(trained.losses, dropout_reference.losses, rtol=1e-6)
+    assert np.abs(dropout_reference.losses - reference.losses).max() > 1e-3
+
+
+def test_replicas_hold_the_same_weights(reference: Training) -> None:
+    trained = train(config(distribution=TWO_REPLICAS))
+    for name, weight in trained.state.weights.items():
+        first, second = (copy.numpy() for copy in trained.distribution.local(weight))
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, reference.state.weights[name].numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_steps_in_one_call_are_steps_in_many_calls(dropout_reference: Training) -> None:
+    trained = train(config(model={"dropout": 0.2}), calls=(1, 2, 1, 2))
+    np.testing.assert_array_equal(trained.losses, dropout_reference.losses)
+    for name, weight in dropout_reference.arrays().items():
+        np.testing.assert_array_equal(trained.arrays()[name], weight)
+
+
+@pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])
+def test_xla_computes_what_the_graph_computes(
+    dropout_reference: Training, distribution: Mapping[str, Any]
+) -> None:
+    settings = config(model={"dropout": 0.2}, train={"micro_batch_size": 4}, distribution=distribution)
+    trained = train(settings, xla=True)
+    np.testing.assert_allclose(trained.losses, dropout_reference.losses, rtol=1e-5)
+
+
+def test_bfloat16_is_close_to_float32(reference: Training) -> None:
+    trained = train(config(train={"precision": "bfloat16"}))
+    np.testing.assert_allclose(trained.losses, reference.losses, rtol=1e-2)
+    assert all(weight.dtype == tf.float32 for weight in trained.state.variables)
+
+
+def test_a_float16_wire_is_close_to_a_float32_one(unequal_reference: Training) -> None:
+    trained = train(config(distribution={**TWO_REPLICAS, "wire_precision": "float16"}), unequal=True)
+    np.testing.assert_allclose(trained.losses, unequal_reference.losses, rtol=1e-2)
+    np.testing.assert_array_equal(trained.history["num_tokens"], unequal_reference.history["num_tokens"])
+    assert np.abs(trained.losses - unequal_reference.losses).max() > 0, "the wire was float32"
+
+
+# -- float16 and its loss scale
+
+
+def float16(**changes: Any) -> Config:
+    return config(train={"precision": "float16", **changes})
+
+
+def test_float16_is_close_to_float32(reference: Training) -> None:
+    trained = train(float16(initial_loss_scale=128.0))
+    np.testing.assert_allclose(trained.losses, reference.losses, rtol=1e-2)
+    np.testing.assert_allclose(trained.history["gradient_norm"], reference.history["gradient_norm"], rtol=5e-2)
+
+
+@pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])
+def test_an_overflow_changes_nothing_and_halves_the_loss_scale(distribution: Mapping[str, Any]) -> None:
+    settings = config(train={"precision": "float16", "initial_loss_scale": 2.0**40}, distribution=distribution)
+    trained = train(settings, calls=(2,))
+    assert np.isfinite(trained.losses).all() and trained.losses[0] != trained.losses[1]  # another batch, the same weights
+    np.testing.assert_array_equal(trained.history["loss_scale"], [2.0**40, 2.0**39])
+    assert float(trained.state.loss_scale.numpy()) == 2.0**38
+    beginning = create_state(settings, VOCABULARY_SIZE)
+    for name, weight in trained.arrays().items():
+        np.testing.assert_array_equal(weight, beginning.weights[name].numpy())
+        assert not trained.state.first_moments[name].numpy().any()
+        assert not trained.state.second_moments[name].numpy().any()
+
+
+def test_the_loss_scale_doubles_after_a_quiet_time() -> None:
+    trained = train(float16(initial_loss_scale=8.0, loss_scale_growth_steps=2))
+    np.testing.assert_array_equal(trained.history["loss_scale"], [8, 8, 16, 16, 32, 32])
+    assert float(trained.state.loss_scale.numpy()) == 64.0
+
+
+def test_the_loss_scale_finds_its_size_by_itself() -> None:
+    trained = train(float16(initial_loss_scale=2.0**17))
+    scales = trained.history["loss_scale"]
+    assert scales[-1] == scales[-2] and trained.losses[-1] < trained.losses[0]
+
+
+# -- State and evaluation
+
+
+def test_weights_begin_as_a_function_of_seed_and_name() -> None:
+    first, again = (create_state(config(), VOCABULARY_SIZE) for _ in range(2))
+    other = create_state(config(run={"seed": 8}), VOCABULARY_SIZE)
+    for name, weight in first.weights.items():
+        np.testing.assert_array_equal(weight.numpy(), again.weights[name].numpy())
+        if first.parameters[name].initializer == "normal":
+            assert (weight.numpy() != other.weights[name].numpy()).all()
+    kernels = [weight.numpy().ravel()[:64] for name, weight in first.weights.items() if name.endswith("kernel")]
+    assert len({kernel.tobytes() for kernel in kernels}) == len(kernels)
+    assert first.weights["token_embedding"].numpy().std() == pytest.approx(0.02, rel=0.15)
+
+
+def test_the_configuration_can_name_the_compiler() -> None:
+    assert choose_compiler(config(train={"compile": "xla"}))[0]
+    assert not choose_compiler(config(train={"compile": "graph"}))[0]
+    use_xla, reason = choose_compiler(config())
+    assert not use_xla and "CPU" in reason
+
+
+@pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])
+def test_evaluation_sums_over_all_replicas_and_batches(distribution: Mapping[str, Any]) -> None:
+    settings = config(train={"micro_batch_size": 4}, model={"dropout": 0.5}, distribution=distribution)
+    connected = connect(settings.distribution)
+    plan = plan_batches(settings.train, connected.num_replicas)
+    with connected.scope():
+        weights = create_state(settings, VOCABULARY_SIZE).weights
+    evaluate = compile_evaluation(settings, weights, connected, plan, use_xla=False)
+    batches = connected.iterate(dataset(plan, connected.replicas, unequal=True))
+    loss_sum, num_tokens = evaluate(batches, tf.constant(3))
+
+    inputs, targets = (part[:3].reshape(-1, 10) for part in batches_SGT(unequal=True))
+    constants = {name: tf.constant(weight.numpy()) for name, weight in weights.items()}
+    logits = gpt.logits(settings.model, constants, tf.constant(inputs)).numpy().astype(np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
+    assert float(num_tokens) == (targets >= 0).sum()
+    assert float(loss_sum) == pytest.approx(losses[targets >= 0].sum(), rel=1e-5)
