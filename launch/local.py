@@ -28,7 +28,9 @@ _STOPPED = Stopped.exit_code
 
 # What TensorFlow's C++ tells at every import, twice, before it looks at TF_CPP_MIN_LOG_LEVEL. Only information is meant
 # here, never a warning or an error; from each of eight workers it would bury the first lines that matter.
-_NOTICE = re.compile(r"^I\d{4} \d\d:\d\d:|^WARNING: All log messages before absl|^To enable the following instructions")
+TENSORFLOW_NOTICE = re.compile(
+    r"^I\d{4} \d\d:\d\d:|^WARNING: All log messages before absl|^To enable the following instructions"
+)
 
 
 def become(process: Process) -> NoReturn:
@@ -70,7 +72,7 @@ def run(
 
 def prefix(name: str, line: str) -> str | None:
     """A worker's line with its name before it; None for a notice of TensorFlow's."""
-    return None if _NOTICE.match(line) else f"[{name}] {line}"
+    return None if TENSORFLOW_NOTICE.match(line) else f"[{name}] {line}"
 
 
 @dataclass

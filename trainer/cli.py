@@ -8,10 +8,13 @@ TensorFlow.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
+import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +22,16 @@ from typing import BinaryIO
 
 from launch.cli import add_verbs as add_launch_verbs
 from launch.cli import positive
+from launch.local import TENSORFLOW_NOTICE
+from launch.machine import find_machine
 from trainer.arguments import Parser, Verbs, not_negative, probability, shard, temperature
 from trainer.errors import CheckpointError, DataError, DrumlineError, Stopped, UserError
 
 _EPILOG = """exit codes:
   0 done; 1 a fault of ours; 2 a mistake in what was asked for; 3 training diverged;
   70 a hang was detected; 75 stopped or interrupted: start it again and it goes on"""
+
+_NO_DRIVER = re.compile(r"^E\d{4} .*failed call to cuInit")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +145,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     # Before TensorFlow is imported, which takes seconds.
     config = load_config(arguments.config, arguments.overrides)
+    _import_tensorflow()
     from trainer.loop import train
 
     train(config, fresh=arguments.fresh, command_line=arguments.command_line)
@@ -153,6 +161,7 @@ def _add_evaluate(verbs: Verbs, common: Parser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     run = _open_run(arguments.run)
+    _import_tensorflow()
     from trainer.evaluate import evaluate_run
 
     print(json.dumps(evaluate_run(run, arguments.checkpoint, arguments.batches)))
@@ -183,6 +192,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     run = _open_run(arguments.run)
     prompts = _prompts(arguments)
     from trainer.config import SamplingConfig
+
+    _import_tensorflow()
     from trainer.predict import predict_run
 
     given = {name: getattr(arguments, name) for name in SamplingConfig.model_fields}
@@ -270,6 +281,30 @@ def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
     parser.add_argument("--checkpoint", default="latest", metavar="STEP|best|latest", help="which one (default: latest)")
+
+
+def _import_tensorflow() -> None:
+    """Imports TensorFlow without the notices that its C++ writes whatever the settings say; all else it says is passed on.
+
+    Where there is no GPU, it is asked for them here: what it then says of a driver that is not there is no news either.
+    """
+    has_gpu = bool(find_machine().gpus)
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            tensorflow = importlib.import_module("tensorflow")
+            if not has_gpu:
+                tensorflow.config.list_physical_devices("GPU")
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said.read().decode(errors="replace").splitlines(keepends=True):
+                is_notice = TENSORFLOW_NOTICE.match(line) or (not has_gpu and _NO_DRIVER.match(line))
+                if not is_notice:
+                    sys.stderr.write(line)
 
 
 def _set_up_logging(verbose: bool, quiet: bool) -> None:

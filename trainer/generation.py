@@ -33,22 +33,22 @@ def compile_generation(
         logits_BV, cache = gpt.read(model, computed, prompts_BT, positions_BT, cache, place=0)
 
         def body(
-            index: tf.Tensor, logits_BV: tf.Tensor, cache: gpt.Cache, ended_B: tf.Tensor, written: tf.TensorArray
-        ) -> tuple[tf.Tensor, tf.Tensor, gpt.Cache, tf.Tensor, tf.TensorArray]:
+            index: tf.Tensor, logits_BV: tf.Tensor, cache: gpt.Cache, ended_B: tf.Tensor, tokens_BG: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, gpt.Cache, tf.Tensor, tf.Tensor]:
             chosen_B = tf.where(ended_B, end_of_text, choose(logits_BV, uniform_BG[:, index], sampling))
+            tokens_BG = tf.where(tf.range(num_tokens) == index, chosen_B[:, None], tokens_BG)
             position_B1 = (lengths_B + index)[:, None]
             logits_BV, cache = gpt.read(model, computed, chosen_B[:, None], position_B1, cache, prompt_length + index)
-            return index + 1, logits_BV, cache, ended_B | (chosen_B == end_of_text), written.write(index, chosen_B)
+            return index + 1, logits_BV, cache, ended_B | (chosen_B == end_of_text), tokens_BG
 
         ended_B = tf.zeros((batch,), tf.bool)
-        written = tf.TensorArray(tf.int32, num_tokens, element_shape=(batch,))
-        index, _, _, _, written = tf.while_loop(
-            lambda index, logits, cache, ended_B, written: (index < num_tokens) & ~tf.reduce_all(ended_B),
+        tokens_BG = tf.fill((batch, num_tokens), end_of_text)
+        *_, tokens_BG = tf.while_loop(
+            lambda index, logits, cache, ended_B, tokens: (index < num_tokens) & ~tf.reduce_all(ended_B),
             body,
-            (0, logits_BV, cache, ended_B, written),
+            (0, logits_BV, cache, ended_B, tokens_BG),
         )
-        tokens_BG = tf.transpose(written.stack())
-        return tf.where(tf.range(num_tokens) < index, tokens_BG, end_of_text)
+        return tokens_BG
 
     return generate
 

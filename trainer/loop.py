@@ -42,6 +42,11 @@ def train(config: Config, *, fresh: bool = False, command_line: Sequence[str] = 
         state = create_state(config, corpus.manifest.vocabulary_size)
     progress = restore(run, config, corpus, state, distribution, fresh=fresh)
 
+    if progress.step >= config.train.steps:
+        logger.info("nothing to do: %s has all of its %d steps; raise train.steps to go on", run.path, config.train.steps)
+        distribution.close()
+        return
+
     # The order of the data is a function of the step: a resumed run differs from a new one only in where it begins.
     step, num_steps = progress.step, config.train.steps
     use_xla, reason = choose_compiler(config)
@@ -55,7 +60,7 @@ def train(config: Config, *, fresh: bool = False, command_line: Sequence[str] = 
         run.begin(config, corpus.tokenizer, step, command_line, surroundings)
     monitor = _open_monitor(config, corpus, distribution, run, step)
     ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan)
-    _announce(config, corpus, distribution, plan, step, f"{'XLA' if use_xla else 'graph'}: {reason}")
+    _announce(config, corpus, distribution, plan, f"{'XLA' if use_xla else 'graph'}: {reason}")
 
     stopping = False
     with StopRequest() as stop, monitor:
@@ -117,7 +122,7 @@ def _open_monitor(config: Config, corpus: Corpus, distribution: Distribution, ru
     return Monitor.of_run(config, corpus.manifest.vocabulary_size, distribution.num_replicas, run, step)
 
 
-def _announce(config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, step: int, compiler: str) -> None:
+def _announce(config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, compiler: str) -> None:
     num_weights = sum(
         each.num_elements
         for each in parameters(config.model, corpus.manifest.vocabulary_size, config.data.sequence_length).values()
@@ -132,7 +137,7 @@ def _announce(config: Config, corpus: Corpus, distribution: Distribution, plan: 
         epoch,
     )
     logger.info(
-        "%s: %d replicas, each %d x %d sequences an update; %s; %s",
+        "%s: replicas %d, each %d x %d sequences an update; %s; %s",
         distribution.name,
         plan.num_replicas,
         plan.num_micro_batches,
@@ -140,5 +145,3 @@ def _announce(config: Config, corpus: Corpus, distribution: Distribution, plan: 
         config.train.precision,
         compiler,
     )
-    if step >= config.train.steps:
-        logger.info("nothing to do: the run has all of its %d steps; raise train.steps to go on", config.train.steps)

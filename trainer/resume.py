@@ -79,6 +79,7 @@ def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
         "sequence_length": config.data.sequence_length,
         "pack": config.data.pack,
         "global_batch_size": config.train.global_batch_size,
+        "precision": config.train.precision,
     }
 
 
@@ -89,10 +90,11 @@ def _restore_on_chief(run: RunDirectory, expected: Mapping[str, Any], state: Tra
     if fresh:
         raise CheckpointError(f"--fresh: {run.path} has checkpoints already; take another run.name, or delete the folder")
     checkpoint = read_checkpoint(path)
+    before, now = _flat(checkpoint.identity), _flat(expected)
     differences = [
-        f"{key} was {_brief(checkpoint.identity.get(key))} and is now {_brief(value)}"
-        for key, value in expected.items()
-        if checkpoint.identity.get(key) != value
+        f"{key} was {_brief(before.get(key))} and is now {_brief(now.get(key))}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
     ]
     if differences:
         raise CheckpointError(f"{path} is of another run: {'; '.join(differences)}; take another run.name, or change it back")
@@ -106,6 +108,14 @@ def _optimizer_variables(state: TrainingState) -> dict[str, tf.Variable]:
     moments = {f"first_moments.{name}": moment for name, moment in state.first_moments.items()}
     moments |= {f"second_moments.{name}": moment for name, moment in state.second_moments.items()}
     return moments | {"loss_scale": state.loss_scale, "steps_since_overflow": state.steps_since_overflow}
+
+
+def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By dotted names, so that of a model the one key is named that differs."""
+    result: dict[str, Any] = {}
+    for key, value in identity.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
 
 
 def _brief(value: Any) -> str:

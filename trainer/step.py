@@ -76,14 +76,15 @@ def create_state(config: Config, vocabulary_size: int) -> TrainingState:
 def choose_compiler(config: Config) -> tuple[bool, str]:
     """Whether XLA compiles the forward and backward pass, and why.
 
-    Measured on CPUs: XLA has no bfloat16 matrix instructions there and is slower than float32; in float32 it is level with
-    the graph at best (`benchmarks/step_time.py`). On GPUs XLA fuses what lies between the products.
+    XLA fuses what lies between the matrix products, on GPUs as on CPUs. But on CPUs it has no bfloat16 or float16 products,
+    and is slower with them than in float32; the graph's kernels (oneDNN) have them.
     """
     if config.train.compile != "auto":
-        return config.train.compile == "xla", "the configuration says so"
-    if tf.config.get_visible_devices("GPU"):
-        return True, "on GPUs it fuses what lies between the matrix products"
-    return False, f"on a CPU it is no faster in {config.train.precision}"
+        return config.train.compile == "xla", "as configured"
+    on_gpu = bool(tf.config.get_visible_devices("GPU"))
+    if on_gpu or config.train.precision == "float32":
+        return True, "it fuses what lies between the matrix products"
+    return False, f"on a CPU it alone has {config.train.precision} matrix products"
 
 
 def compile_training(
@@ -162,8 +163,12 @@ def _update_function(
     """One update, as a replica sees it."""
     differentiate = tf.function(_differentiation(config, list(state.weights)), jit_compile=use_xla, autograph=False)
     scaled = config.train.precision == "float16"
-    # Sums of gradients may leave float16's range: on the wire they are divided by about the number of tokens.
-    wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length)
+    # In float16 the loss scale is that of a micro-batch's mean, as is customary: a sum over many tokens has gradients that
+    # leave float16's range at any scale. It does not depend on the number of replicas.
+    micro_batch_size = plan.global_batch_size // plan.num_micro_batches
+    sum_scale = 1.0 / (micro_batch_size * config.data.sequence_length) if scaled else 1.0
+    # On the wire, too, sums of gradients may leave float16's range: they are divided by about the number of tokens.
+    wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length * sum_scale)
 
     def update(batch: dict[str, tf.Tensor], step: tf.Tensor, arrived: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.control_dependencies([arrived]):  # else the clock could be read while the computation is under way
@@ -173,12 +178,12 @@ def _update_function(
 
         def micro_batch(index: tf.Tensor | int) -> list[tf.Tensor]:
             rows = (batch[name][index] for name in ("inputs", "targets", "first_row"))
-            return differentiate(values, *rows, step, loss_scale)
+            return differentiate(values, *rows, step, loss_scale * sum_scale)
 
         sums = _sum_over_micro_batches(micro_batch, plan.num_micro_batches)
         *gradients, loss_sum, num_tokens = _reduce(config, distribution, sums, wire_scale)
 
-        divisor = tf.maximum(num_tokens, 1.0) * loss_scale
+        divisor = tf.maximum(num_tokens, 1.0) * loss_scale * sum_scale
         norm = tf.linalg.global_norm(gradients) / divisor
         clip_norm = config.optimizer.clip_norm
         factor = (1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / norm)) / divisor

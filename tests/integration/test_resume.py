@@ -81,9 +81,7 @@ def test_what_a_kill_took_back_is_trained_again_to_the_last_bit(prepared: Path, 
     assert [start["step"] for start in json.loads((run / "run.json").read_text())["starts"]] == [0, 10]
 
 
-def test_a_signal_ends_training_after_a_checkpoint_of_the_step_it_has_come_to(
-    prepared: Path, tensorflow: ModuleType
-) -> None:
+def test_a_signal_ends_training_after_a_checkpoint_of_the_step_it_has_come_to(prepared: Path, tensorflow: ModuleType) -> None:
     from trainer.errors import Stopped
     from trainer.loop import train
 
@@ -128,9 +126,7 @@ def test_two_ranks_killed_and_resumed_every_bit_is_the_same(prepared: Path) -> N
 
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_where_it_is_and_exits_with_75(
-    prepared: Path, straight: Path, number: signal.Signals
-) -> None:
+def test_asked_to_stop_it_saves_where_it_is_and_exits_with_75(prepared: Path, straight: Path, number: signal.Signals) -> None:
     config = forty_steps(prepared, f"stopped-{number.name}", every=1000)
     stop_in_the_middle([*TRAIN, write(config, prepared)], run_path(config), number)
     checked(run_command([*TRAIN, write(config, prepared)]))
@@ -139,9 +135,7 @@ def test_asked_to_stop_it_saves_where_it_is_and_exits_with_75(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("backend", ["horovod", "multiworker"])
-def test_stopped_on_two_ranks_and_resumed_on_one_the_losses_agree(
-    prepared: Path, straight: Path, backend: str
-) -> None:
+def test_stopped_on_two_ranks_and_resumed_on_one_the_losses_agree(prepared: Path, straight: Path, backend: str) -> None:
     config = forty_steps(prepared, f"two-then-one-{backend}", backend, every=1000)
     launch = [str(BIN / "drumline"), "launch", "local", write(config, prepared), "--workers", "2"]
     stop_in_the_middle(launch, run_path(config), signal.SIGTERM)

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training import training_config
+from tests.training import separate_collectives, training_config
 from trainer.config import BatchPlan, Config, plan_batches
 from trainer.distribution import Distribution, connect
 from trainer.models import gpt
 from trainer.step import TrainingState, choose_compiler, compile_evaluation, compile_training, create_state
 
-pytestmark = pytest.mark.usefixtures("tensorflow")
+pytestmark = pytest.mark.usefixtures("tensorflow", "separate_collectives")
 
 VOCABULARY_SIZE, GLOBAL_BATCH_SIZE, NUM_STEPS = 29, 8, 6
+__all__ = ["separate_collectives"]  # a fixture
 
 
 def config(**sections: Mapping[str, Any]) -> Config:
@@ -86,9 +87,7 @@ def dataset(plan: BatchPlan, replicas: range, unequal: bool, first_step: int = 0
     return tf.data.Dataset.from_tensor_slices({name: np.stack(values) for name, values in elements.items()})
 
 
-def train(
-    settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: bool = False, xla: bool = False
-) -> Training:
+def train(settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: bool = False, xla: bool = False) -> Training:
     """Trains sum(calls) steps, with so many steps in each call."""
     distribution = connect(settings.distribution)
     plan = plan_batches(settings.train, distribution.num_replicas)
@@ -173,9 +172,7 @@ def test_accumulated_micro_batches_equal_one_batch(reference: Training, micro_ba
 
 
 @pytest.mark.parametrize("micro_batch_size", [2, 8])
-def test_unequal_token_counts_weigh_the_same_wherever_they_fall(
-    unequal_reference: Training, micro_batch_size: int
-) -> None:
+def test_unequal_token_counts_weigh_the_same_wherever_they_fall(unequal_reference: Training, micro_batch_size: int) -> None:
     settings = config(train={"micro_batch_size": micro_batch_size}, distribution=TWO_REPLICAS)
     trained = train(settings, unequal=True)
     np.testing.assert_allclose(trained.losses, unequal_reference.losses, rtol=1e-6)
@@ -195,7 +192,9 @@ def test_replicas_hold_the_same_weights(reference: Training) -> None:
     for name, weight in trained.state.weights.items():
         first, second = (copy.numpy() for copy in trained.distribution.local(weight))
         np.testing.assert_array_equal(first, second)
-        np.testing.assert_allclose(first, reference.state.weights[name].numpy(), rtol=1e-3, atol=1e-5)
+        # The bias of the keys has no gradient but rounding errors, which AdamW makes as large as the rest.
+        if not name.endswith("query_key_value.bias"):
+            np.testing.assert_allclose(first, reference.state.weights[name].numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_steps_in_one_call_are_steps_in_many_calls(dropout_reference: Training) -> None:
@@ -205,10 +204,8 @@ def test_steps_in_one_call_are_steps_in_many_calls(dropout_reference: Training) 
         np.testing.assert_array_equal(trained.arrays()[name], weight)
 
 
-@pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])
-def test_xla_computes_what_the_graph_computes(
-    dropout_reference: Training, distribution: Mapping[str, Any]
-) -> None:
+@pytest.mark.parametrize("distribution", [{}, pytest.param(TWO_REPLICAS, marks=pytest.mark.slow)], ids=["single", "mirrored"])
+def test_xla_computes_what_the_graph_computes(dropout_reference: Training, distribution: Mapping[str, Any]) -> None:
     settings = config(model={"dropout": 0.2}, train={"micro_batch_size": 4}, distribution=distribution)
     trained = train(settings, xla=True)
     np.testing.assert_allclose(trained.losses, dropout_reference.losses, rtol=1e-5)
@@ -225,6 +222,16 @@ def test_a_float16_wire_is_close_to_a_float32_one(unequal_reference: Training) -
     np.testing.assert_allclose(trained.losses, unequal_reference.losses, rtol=1e-2)
     np.testing.assert_array_equal(trained.history["num_tokens"], unequal_reference.history["num_tokens"])
     assert np.abs(trained.losses - unequal_reference.losses).max() > 0, "the wire was float32"
+
+
+def test_a_float16_wire_carries_the_scaled_gradients_of_float16(reference: Training) -> None:
+    settings = config(
+        train={"precision": "float16", "micro_batch_size": 4, "initial_loss_scale": 128.0},
+        distribution={**TWO_REPLICAS, "wire_precision": "float16"},
+    )
+    trained = train(settings)
+    np.testing.assert_allclose(trained.losses, reference.losses, rtol=1e-2)
+    np.testing.assert_array_equal(trained.history["loss_scale"], [128.0] * NUM_STEPS)
 
 
 # -- float16 and its loss scale
@@ -278,7 +285,8 @@ def test_weights_begin_as_a_function_of_seed_and_name() -> None:
             assert (weight.numpy() != other.weights[name].numpy()).all()
     kernels = [weight.numpy().ravel()[:64] for name, weight in first.weights.items() if name.endswith("kernel")]
     assert len({kernel.tobytes() for kernel in kernels}) == len(kernels)
-    assert first.weights["token_embedding"].numpy().std() == pytest.approx(0.02, rel=0.15)
+    expected = first.parameters["token_embedding"].standard_deviation
+    assert first.weights["token_embedding"].numpy().std() == pytest.approx(expected, rel=0.15)
 
 
 def test_the_configuration_can_name_the_compiler() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Config
-from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest
+from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest, store_settings
 from trainer.data.order import SampleOrder
 from trainer.data.store import open_samples
 from trainer.data.tokenizer import Tokenizer
@@ -34,7 +35,10 @@ def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corp
     """
     store = Path(config.data.store)
     manifest = read_manifest(store)
-    fingerprint = expected_fingerprint or _configured_fingerprint(config, manifest)
+    _refuse_other_settings(config, manifest)
+    fingerprint = expected_fingerprint
+    if fingerprint is None and config.data.tokenizer.path is not None:
+        fingerprint = Tokenizer.load(Path(config.data.tokenizer.path)).fingerprint
     length, pack = config.data.sequence_length, config.data.pack
     train = open_samples(store, "train", sequence_length=length, pack=pack, fingerprint=fingerprint)
     validation: Sequence[Samples] = ()
@@ -45,15 +49,12 @@ def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corp
     return Corpus(manifest, store / TOKENIZER_NAME, train, validation, order)
 
 
-def _configured_fingerprint(config: Config, manifest: StoreManifest) -> str:
-    """The fingerprint that the configuration asks for: a given tokenizer's own; one that `prepare` trained is the store's,
-    provided that it has the size asked for."""
-    asked = config.data.tokenizer
-    if asked.path is not None:
-        return Tokenizer.load(Path(asked.path)).fingerprint
-    if asked.vocabulary_size is not None and manifest.vocabulary_size > asked.vocabulary_size:
-        raise DataError(
-            f"{config.data.store}: its tokenizer has {manifest.vocabulary_size} tokens, but data.tokenizer.vocabulary_size is "
-            f"{asked.vocabulary_size}; run: drumline prepare CONFIG"
-        )
-    return manifest.tokenizer_fingerprint
+def _refuse_other_settings(config: Config, manifest: StoreManifest) -> None:
+    """Training on a store that another configuration made would silently be another training."""
+    for key, now in store_settings(config.data).items():
+        before = manifest.settings.get(key)
+        if before != now:
+            raise DataError(
+                f"{config.data.store}: was prepared with data.{key} {json.dumps(before)}, and it is now {json.dumps(now)}; "
+                "run: drumline prepare CONFIG"
+            )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.config import DataConfig
 from trainer.errors import DataError
 from trainer.files import json_bytes, write_atomically
 
@@ -64,9 +65,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class StoreManifest:
-    """A whole token store. `token_dtype` is "uint16" where the vocabulary fits, otherwise "uint32"."""
+    """A whole token store. `token_dtype` is "uint16" where the vocabulary fits, otherwise "uint32"; `settings` is what of
+    the configuration the store follows from."""
 
     version: int
+    settings: dict[str, Any]
     tokenizer_fingerprint: str
     vocabulary_size: int
     end_of_text: int
@@ -86,6 +89,15 @@ class StoreManifest:
     def num_samples(self, split: Split, sequence_length: int) -> int:
         """The samples of a split when its documents are packed."""
         return sum(num_samples(dataset.num_tokens, sequence_length) for dataset in self.datasets(split))
+
+
+def store_settings(data: DataConfig) -> dict[str, Any]:
+    """What of `data` decides what is in the store: with another of these it must be prepared again."""
+    spans = {
+        split: [source.model_dump(exclude={"weight"}) for source in sources]
+        for split, sources in (("train", data.train), ("validation", data.validation))
+    }
+    return {"format": data.format, "fields": data.fields.model_dump(), "tokenizer": data.tokenizer.model_dump(), **spans}
 
 
 def num_samples(num_tokens: int, sequence_length: int) -> int:

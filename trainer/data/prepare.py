@@ -26,6 +26,7 @@ from trainer.data.manifest import (
     Split,
     StoreManifest,
     read_manifest,
+    store_settings,
     write_manifest,
 )
 from trainer.data.parts import PartPlan, PartRecord, num_documents_of, record_path, token_dtype, whole_part, write_part
@@ -298,6 +299,7 @@ def _manifest(data: DataConfig, plan: StorePlan, records: dict[str, PartRecord],
 
     return StoreManifest(
         version=STORE_VERSION,
+        settings=store_settings(data),
         tokenizer_fingerprint=tokenizer.fingerprint,
         vocabulary_size=tokenizer.vocabulary_size,
         end_of_text=tokenizer.end_of_text,
