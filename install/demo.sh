@@ -44,7 +44,7 @@ step "4/5 evaluate"
 drumline evaluate "$run"
 
 step "5/5 predict: a sample of the model's text, in $run/sample.jsonl"
-drumline predict "$run" --text "The" --max-tokens 120 >"$run/sample.jsonl.partial"
+drumline predict "$run" --text "The" --max-tokens 120 --temperature 0.7 --top-p 0.9 >"$run/sample.jsonl.partial"
 mv "$run/sample.jsonl.partial" "$run/sample.jsonl"
 cat "$run/sample.jsonl"
 

@@ -36,7 +36,7 @@ def training_config(directory: Path, name: str, **sections: Mapping[str, Any]) -
         },
         "model": {"num_layers": 2, "num_heads": 2, "width": 32},
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 4, "minimum_learning_rate": 3e-4},
-        "train": {"steps": 20, "global_batch_size": 8, "steps_per_loop": 5},
+        "train": {"steps": 20, "global_batch_size": 8, "steps_per_loop": 5, "compile": "graph"},  # XLA compiles for seconds
         "distribution": {"backend": "single", "timeout_seconds": 60.0},
         "evaluation": {"every": 10, "batches": 2},
         "checkpoint": {"every": 10},

@@ -253,13 +253,13 @@ def _sum_over_micro_batches(compute: Callable[[tf.Tensor | int], list[tf.Tensor]
 
 
 def _reduce(config: Config, distribution: Distribution, sums: list[tf.Tensor], wire_scale: float) -> list[tf.Tensor]:
-    """The sums over all replicas, in one collective; with a float16 wire, loss and token count still go as float32."""
+    """The sums over all replicas, in one collective; with a float16 wire, loss and token count go in another, as float32."""
     if config.distribution.wire_precision == "float32" or distribution.num_replicas == 1:
         return distribution.all_reduce(sums)
     *gradients, loss_sum, num_tokens = sums
     narrow = [tf.cast(gradient * wire_scale, tf.float16) for gradient in gradients]
-    *gradients, loss_sum, num_tokens = distribution.all_reduce([*narrow, loss_sum, num_tokens])
-    return [*(tf.cast(gradient, tf.float32) / wire_scale for gradient in gradients), loss_sum, num_tokens]
+    wide = [tf.cast(gradient, tf.float32) / wire_scale for gradient in distribution.all_reduce(narrow)]
+    return [*wide, *distribution.all_reduce([loss_sum, num_tokens])]
 
 
 def _weight_update(config: Config, skips: bool) -> Callable[..., None]:

@@ -30,11 +30,12 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, prepared: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A folder with texts, their store and a configuration, `config.yaml`, all of which a test may spoil."""
     write_texts(tmp_path)
-    shutil.copytree(prepared / "store", tmp_path / "store")
-    write_config(training_config(tmp_path, "run", train={"steps": 2}), tmp_path / "config.yaml")
+    config = training_config(tmp_path, "run", train={"steps": 2})
+    prepare(config, num_processes=1)
+    write_config(config, tmp_path / "config.yaml")
     return tmp_path
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training import (
     BIN,
@@ -46,7 +47,7 @@ def forty_steps(directory: Path, name: str, backend: str = "single", every: int 
         directory,
         name,
         model={"width": 128, "dropout": 0.1},
-        train={"steps": NUM_STEPS, "micro_batch_size": 4, "steps_per_loop": 3},
+        train={"steps": NUM_STEPS, "micro_batch_size": 4, "steps_per_loop": 3, "compile": "auto"},
         distribution=distribution,
         evaluation={"every": 8, "batches": 1},
         checkpoint={"every": every, "keep_last": 3},
@@ -78,6 +79,12 @@ def test_what_a_kill_took_back_is_trained_again_to_the_last_bit(prepared: Path, 
     assert ledger_hash(run) == rolling_hash
     again = read_checkpoint(run / "checkpoints" / "step-00000020").weights
     assert all(weights[name].tobytes() == again[name].tobytes() for name in weights)
+    charts = EventAccumulator(str(run / "tensorboard" / "train"), size_guidance={"scalars": 0})
+    charts.Reload()
+    assert [event.step for event in charts.Scalars("loss")] == list(losses)
+    assert [event.value for event in charts.Scalars("loss")] == pytest.approx(list(losses.values()))
+    train(config)  # the run has all of its steps: there is nothing to do
+    assert train_losses(run) == losses
     assert [start["step"] for start in json.loads((run / "run.json").read_text())["starts"]] == [0, 10]
 
 
@@ -177,16 +184,19 @@ def assert_same_run(run: Path, reference: Path) -> None:
 
 
 def kill_at_random_moments(command: list[str], run: Path, generator: random.Random, num_kills: int = 3) -> None:
-    """Starts a run as often as it takes; kills the first so many starts with SIGKILL, each some steps further."""
+    """Starts a run as often as it takes; kills the first starts with SIGKILL, each after at least one step of its own."""
     for number in range(num_kills):
-        logged = NUM_STEPS * number // num_kills
+        saved = max((info.step for info in checkpoints(run)), default=0)
+        if saved == NUM_STEPS:
+            break
         process = start(command)
         try:
-            wait_until(partial(has_come_beyond, run, logged), process)
-            time.sleep(generator.uniform(0.0, 0.5))
+            wait_until(partial(has_gone_on, run, number + 1, saved), process)
+            time.sleep(generator.uniform(0.0, 1.2))
         finally:
             kill_tree(process)
-        print(f"\nkilled after step {last_step(run)}; checkpoints: {[info.step for info in checkpoints(run)]}")
+        steps = [info.step for info in checkpoints(run)]
+        print(f"\nbegun at step {saved}, killed after step {last_step(run)}; checkpoints: {steps}")
         assert all(verify_checkpoint(info.path) is None for info in checkpoints(run))
     checked(run_command(command))
 
@@ -236,6 +246,12 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     for pid in [process.pid, *descendants(process.pid)]:
         subprocess.run(["kill", "-9", str(pid)], check=False, stderr=subprocess.DEVNULL)
     process.wait()
+
+
+def has_gone_on(run: Path, num_starts: int, step: int) -> bool:
+    """Whether a run has begun so many times, and has come beyond a step since."""
+    history = run / "run.json"
+    return history.exists() and len(json.loads(history.read_text())["starts"]) == num_starts and last_step(run) > step
 
 
 def has_come_beyond(run: Path, step: int) -> bool:

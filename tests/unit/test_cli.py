@@ -98,9 +98,7 @@ def test_a_mistaken_command_line_is_one_line_and_exit_2(
     assert expected in lines[0]
 
 
-def test_overrides_may_stand_on_either_side_of_an_option(
-    small_config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_overrides_may_stand_on_either_side_of_an_option(small_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(small_config), "train.steps=7", "--replicas", "2", "run.name=other"]) == 0
     printed = capsys.readouterr().out
     assert "other, 7 steps" in printed
@@ -117,9 +115,7 @@ def test_the_schema_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> No
     assert "model" in json.loads(capsys.readouterr().out)["properties"]
 
 
-def test_log_lines_are_plain_and_levels_follow_the_options(
-    small_config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_log_lines_are_plain_and_levels_follow_the_options(small_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("trainer.test")
     for option, heard in (("-q", ["warning"]), ("-v", ["debug", "info", "warning"])):
         main([option, "check", str(small_config)])

@@ -59,10 +59,7 @@ MISTAKES = {
     "no such choice": (
         "kind: bpe",
         "kind: bpee",
-        [
-            "7: data.tokenizer.kind: got 'bpee', expected one of bpe, wordpiece, character, pretrained; "
-            "did you mean bpe?"
-        ],
+        ["7: data.tokenizer.kind: got 'bpee', expected one of bpe, wordpiece, character, pretrained; did you mean bpe?"],
     ),
     "one of two types": (
         "  sequence_length: 16",
@@ -133,9 +130,7 @@ OVERRIDE_MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_every_mistake_is_told_with_file_and_line(
-    mistake: str, small_config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_mistake_is_told_with_file_and_line(mistake: str, small_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     right, wrong, expected = MISTAKES[mistake]
     text = small_config.read_text()
     assert right in text
@@ -266,9 +261,7 @@ def test_what_is_written_reads_back_equal(path: Path, tmp_path: Path) -> None:
     assert load_config(written) == config
 
 
-@pytest.mark.parametrize(
-    "text", ["no", "1e3", "3e-4", "true", "null", "12", ".5", "0x10", "a: b", "#a", "", " a", "é", "~"]
-)
+@pytest.mark.parametrize("text", ["no", "1e3", "3e-4", "true", "null", "12", ".5", "0x10", "a: b", "#a", "", " a", "é", "~"])
 def test_text_that_looks_like_something_else_survives_writing(text: str, small_config: Path, tmp_path: Path) -> None:
     config = load_config(small_config)
     data = config.data.model_copy(update={"store": text or "x"})

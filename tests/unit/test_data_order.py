@@ -26,9 +26,7 @@ def test_every_sample_comes_once_an_epoch(sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("num_replicas", [1, 2, 3, 8])
 @pytest.mark.parametrize("weights", [None, [3.0, 1.0, 0.5]])
-def test_replicas_together_take_the_same_samples_however_many_there_are(
-    num_replicas: int, weights: list[float] | None
-) -> None:
+def test_replicas_together_take_the_same_samples_however_many_there_are(num_replicas: int, weights: list[float] | None) -> None:
     order, batch = SampleOrder([LARGE, 50, 7], weights, seed=1), 48
     plan = BatchPlan(batch, num_replicas, 2, batch // 2 // num_replicas)
     taken = np.concatenate(

@@ -149,9 +149,7 @@ def test_shards_make_the_same_store(tmp_path: Path, corpus: Path, small_units: N
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path: Path, corpus: Path) -> None:
     given = tmp_path / "given.json"
     Tokenizer.train(data_config(tmp_path, [{"path": "x"}], tokenizer=BPE).data.tokenizer, [TEXT]).save(given)
-    config = data_config(
-        tmp_path / "store", [{"path": str(corpus)}], tokenizer={"kind": "pretrained", "path": str(given)}
-    )
+    config = data_config(tmp_path / "store", [{"path": str(corpus)}], tokenizer={"kind": "pretrained", "path": str(given)})
     prepare(config, num_processes=1)
     assert read_manifest(tmp_path / "store").tokenizer_fingerprint == Tokenizer.load(given).fingerprint
     assert text_of(tmp_path / "store") == corpus.read_text()

@@ -60,9 +60,7 @@ def test_training_is_the_same_in_another_process(config: TokenizerConfig) -> Non
         "from trainer.data.tokenizer import Tokenizer;"
         f"print(Tokenizer.train(TokenizerConfig(**{config.model_dump()!r}), [TEXT[:100_000]]).fingerprint)"
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.strip() == Tokenizer.train(config, [TEXT[:100_000]]).fingerprint
 
 

@@ -43,10 +43,7 @@ def test_edits_change_what_they_name_and_nothing_else(source_tree: Path) -> None
     cmake_lists = (source_tree / "horovod/tensorflow/CMakeLists.txt").read_text()
     assert "xla_mpi_ops.cc" not in cmake_lists
     assert '"$ORIGIN/../../tensorflow;$ORIGIN/../../nvidia/nccl/lib"' in cmake_lists
-    assert (
-        "GpuStreamHandle AsGpuStreamValue(Stream* stream) {"
-        in (source_tree / "horovod/tensorflow/mpi_ops.cc").read_text()
-    )
+    assert "GpuStreamHandle AsGpuStreamValue(Stream* stream) {" in (source_tree / "horovod/tensorflow/mpi_ops.cc").read_text()
     assert (source_tree / "horovod/runner/js_run.py").read_text() == (
         "before\nfrom shutil import which as find_executable\nafter\n"
     )
@@ -149,9 +146,7 @@ def test_auto_builds_for_nccl_where_the_machine_has_all_of_it(machine: Path) -> 
     assert find_toolchain("cpu").accelerator == "cpu"
 
 
-def test_auto_builds_for_the_cpu_and_says_why_where_cuda_has_no_gpu(
-    machine: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_auto_builds_for_the_cpu_and_says_why_where_cuda_has_no_gpu(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (machine / "gpu").unlink()
     assert find_toolchain("auto").accelerator == "cpu"
     assert "no NVIDIA GPU" in capsys.readouterr().out
@@ -198,9 +193,7 @@ def test_failed_build_leaves_nothing_and_shows_its_first_error(
     ]
     run_build = horovod_wheel.run_build
     monkeypatch.setattr(horovod_wheel, "fetch_source", lambda directory: source_tree)
-    monkeypatch.setattr(
-        horovod_wheel, "run_build", lambda command, environment, log: run_build(failing, environment, log)
-    )
+    monkeypatch.setattr(horovod_wheel, "run_build", lambda command, environment, log: run_build(failing, environment, log))
     with pytest.raises(
         InstallError, match=r"the build failed\. The first error in .*/key\.log:\na\.cc:1: error: no\npip: failed"
     ):
@@ -342,9 +335,7 @@ def test_python_asked_for_is_taken_or_refused(system: Path) -> None:
 
 def locked_versions(lock: str) -> dict[str, str]:
     text = (REPOSITORY / "install" / lock).read_text(encoding="utf-8")
-    requirements = re.findall(
-        r"^([\w.-]+)==(\S+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE
-    )
+    requirements = re.findall(r"^([\w.-]+)==(\S+)[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.MULTILINE)
     assert len(requirements) == sum("==" in line for line in text.splitlines()), f"{lock}: a requirement without a hash"
     return {name: version for name, version, _ in requirements}
 

@@ -211,9 +211,7 @@ def test_free_ports_differ() -> None:
 @pytest.mark.parametrize(
     ("visible", "expected"), [("", ()), ("2,0", ("2", "0")), ("0,-1,1", ("0",)), ("GPU-ab12", ("GPU-ab12",))]
 )
-def test_gpus_are_those_that_cuda_shall_see(
-    visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpus_are_those_that_cuda_shall_see(visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert find_machine().gpus == expected
 

@@ -60,9 +60,7 @@ def test_multiworker_gives_each_process_a_gpu(small_config: Path) -> None:
 
 def test_threads_that_the_user_has_set_are_left_alone(small_config: Path) -> None:
     machine = Machine(num_cores=8, threads_are_set=True)
-    assert all(
-        "TF_NUM_INTRAOP_THREADS" not in each.env for each in plan(small_config, "multiworker", 2, machine).processes
-    )
+    assert all("TF_NUM_INTRAOP_THREADS" not in each.env for each in plan(small_config, "multiworker", 2, machine).processes)
 
 
 def test_horovod_is_one_horovodrun(small_config: Path) -> None:
@@ -79,9 +77,7 @@ def test_horovod_that_is_not_installed_names_the_command_that_installs_it(small_
     ("num_workers", "machine", "backend"),
     [(1, CPU, "single"), (2, CPU, "horovod"), (2, WITHOUT_HOROVOD, "multiworker"), (2, TWO_GPUS, "horovod")],
 )
-def test_auto_is_settled_by_the_launcher_and_said(
-    num_workers: int, machine: Machine, backend: str, small_config: Path
-) -> None:
+def test_auto_is_settled_by_the_launcher_and_said(num_workers: int, machine: Machine, backend: str, small_config: Path) -> None:
     planned = plan(small_config, "auto", num_workers, machine)
     assert planned.backend == backend
     assert planned.reason
@@ -143,9 +139,7 @@ sys.stdout.write(f"{json.loads(os.environ['TF_CONFIG'])['task']['index']} {sys.a
     assert sorted(done.stdout.splitlines()) == ["0 run.name=it's a name", "1 run.name=it's a name"]
 
 
-def test_dry_run_prints_and_starts_nothing(
-    small_config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_dry_run_prints_and_starts_nothing(small_config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     argv = ["launch", "local", str(small_config), "--workers", "2", "--dry-run", "distribution.backend=multiworker"]
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -289,11 +289,14 @@ def test_weights_begin_as_a_function_of_seed_and_name() -> None:
     assert first.weights["token_embedding"].numpy().std() == pytest.approx(expected, rel=0.15)
 
 
-def test_the_configuration_can_name_the_compiler() -> None:
+def test_the_compiler_is_the_configured_one_or_the_precisions() -> None:
     assert choose_compiler(config(train={"compile": "xla"}))[0]
     assert not choose_compiler(config(train={"compile": "graph"}))[0]
-    use_xla, reason = choose_compiler(config())
-    assert not use_xla and "CPU" in reason
+    chosen = {}
+    for precision in ("float32", "bfloat16", "float16"):
+        chosen[precision], reason = choose_compiler(config(train={"compile": "auto", "precision": precision}))
+        assert reason
+    assert chosen == {"float32": True, "bfloat16": False, "float16": False}  # on a CPU
 
 
 @pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])

@@ -38,7 +38,7 @@ class Distribution(Protocol):
         """Calls `function` once for each replica of this process, inside which the two methods below may be used."""
 
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The sums of the tensors over all replicas, in one fused collective. Inside `run` only."""
+        """The sums of the tensors, all of one type, over all replicas, in one fused collective. Inside `run` only."""
 
     def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
         """Calls `function` with each of the tuples, the first of which is a variable to change. Inside `run` only."""

@@ -45,14 +45,7 @@ class StrategyDistribution:
         if self.num_replicas == 1:
             return list(tensors)
         context = tf.distribute.get_replica_context()
-        reduced = list(tensors)
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # it joins tensors without regard to their types
-            places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
-            alike = [tensors[place] for place in places]
-            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, alike, options=self._options)
-            for place, total in zip(places, sums, strict=True):
-                reduced[place] = total
-        return reduced
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors), options=self._options))
 
     def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
         def on_every_device(strategy: tf.distribute.Strategy, arguments: Sequence[tuple[Any, ...]]) -> None:
