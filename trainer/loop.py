@@ -37,6 +37,8 @@ def train(config: Config, *, fresh: bool = False, command_line: Sequence[str] = 
     corpus = open_corpus(config)
     run = RunDirectory(Path(config.run.directory) / config.run.name)
     distribution = connect(config.distribution)
+    if not distribution.is_chief:
+        logging.getLogger().setLevel(logging.WARNING)
     plan = plan_batches(config.train, distribution.num_replicas)
     with distribution.scope():
         state = create_state(config, corpus.manifest.vocabulary_size)
@@ -117,7 +119,6 @@ def _refuse_divergence(config: Config, history: Mapping[str, np.ndarray], first_
 def _open_monitor(config: Config, corpus: Corpus, distribution: Distribution, run: RunDirectory, step: int) -> Monitor:
     """The chief's monitor writes; the others' does nothing."""
     if not distribution.is_chief:
-        logging.getLogger().setLevel(logging.WARNING)
         return Monitor(config, corpus.manifest.vocabulary_size, distribution.num_replicas, writers=())
     return Monitor.of_run(config, corpus.manifest.vocabulary_size, distribution.num_replicas, run, step)
 

@@ -44,7 +44,7 @@ SMALLER = {
     "num_heads: 4": "num_heads: 2",
     "width: 128": "width: 16",
     "warmup_steps: 30": "warmup_steps: 5",
-    "steps: 300": "steps: 20",
+    "steps: 400": "steps: 20",
     "batches: 10": "batches: 2",
 }
 NUM_CHARACTERS = 60_000
