@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import BatchPlan, Config, ModelConfig, plan_batches
-from trainer.data.manifest import MANIFEST_NAME, StoreManifest, read_manifest
+from trainer.data.manifest import MANIFEST_NAME, StoreManifest, read_matching_manifest
 from trainer.models.parameters import Parameter, flops_per_token, parameters
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -18,10 +18,10 @@ _GUESSED_VOCABULARY = {"character": 256, "pretrained": 32_768}
 def report(config: Config, num_replicas: int) -> str:
     """Parameters, memory, batches and epochs, as lines for a terminal.
 
-    Raises ConfigError where the batch does not divide, DataError where the store is there and damaged.
+    Raises ConfigError where the batch does not divide, DataError where the store is damaged or was made with other settings.
     """
     store = Path(config.data.store)
-    manifest = read_manifest(store) if (store / MANIFEST_NAME).exists() else None
+    manifest = read_matching_manifest(config.data) if (store / MANIFEST_NAME).exists() else None
     vocabulary_size, origin = _vocabulary(config, manifest)
     weights = parameters(config.model, vocabulary_size, config.data.sequence_length)
     plan = plan_batches(config.train, num_replicas)

@@ -22,8 +22,6 @@ from typing import BinaryIO
 
 from launch.cli import add_verbs as add_launch_verbs
 from launch.cli import positive
-from launch.local import TENSORFLOW_NOTICE
-from launch.machine import find_machine
 from trainer.arguments import Parser, Verbs, not_negative, probability, shard, temperature
 from trainer.errors import CheckpointError, DataError, DrumlineError, Stopped, UserError
 
@@ -288,6 +286,9 @@ def _import_tensorflow() -> None:
 
     Where there is no GPU, it is asked for them here: what it then says of a driver that is not there is no news either.
     """
+    from launch.local import TENSORFLOW_NOTICE
+    from launch.machine import find_machine
+
     has_gpu = bool(find_machine().gpus)
     sys.stderr.flush()
     stderr = os.dup(2)

@@ -10,7 +10,7 @@ import pytest
 from trainer.check import Memory, estimate_memory, report
 from trainer.config import Config, plan_batches
 from trainer.config_io import load_config
-from trainer.data.manifest import Dataset, Part, StoreManifest, write_manifest
+from trainer.data.manifest import Dataset, Part, StoreManifest, store_settings, write_manifest
 from trainer.errors import DataError
 from trainer.models.parameters import parameters
 
@@ -22,12 +22,13 @@ def memory(config: Config, num_replicas: int, vocabulary_size: int) -> Memory:
     return estimate_memory(config, plan_batches(config.train, num_replicas), weights, vocabulary_size)
 
 
-def prepare(store: Path, num_tokens: int) -> None:
+def prepare(config: Config, num_tokens: int) -> None:
     """A store's manifest, as `prepare` would write it."""
+    store = Path(config.data.store)
     part = Part("train-0.arrow", num_documents=3, num_tokens=num_tokens, num_bytes=1, sha256="")
     dataset = Dataset("text.txt", None, (part,), ())
     store.mkdir()
-    write_manifest(StoreManifest(1, "", 300, 0, "uint16", (dataset,), ()), store)
+    write_manifest(StoreManifest(1, store_settings(config.data), "", 300, 0, "uint16", (dataset,), ()), store)
 
 
 def test_gpt2_has_as_many_parameters_as_gpt2() -> None:
@@ -56,9 +57,10 @@ def test_without_accumulation_and_in_float32_there_is_one_of_each(small_config: 
     assert used.compute_copies == 0
 
 
-def test_epochs_are_counted_where_the_store_is_prepared(small_config: Path, tmp_path: Path) -> None:
-    prepare(tmp_path / "store", num_tokens=10 * 8 * 16 + 1)
-    printed = report(load_config(small_config), 1)
+def test_epochs_are_counted_where_the_store_is_prepared(small_config: Path) -> None:
+    config = load_config(small_config)
+    prepare(config, num_tokens=10 * 8 * 16 + 1)
+    printed = report(config, 1)
     assert "2.00 in the run; one takes 10.0 steps" in printed
     assert "300 tokens, as the store has them" in printed
 
@@ -69,9 +71,16 @@ def test_a_store_that_is_not_prepared_is_said(small_config: Path) -> None:
     assert "300 tokens, as configured" in printed
 
 
-def test_a_store_too_small_for_one_sequence_is_said(small_config: Path, tmp_path: Path) -> None:
-    prepare(tmp_path / "store", num_tokens=16)
-    assert "has not even one sequence of 16 tokens" in report(load_config(small_config), 1)
+def test_a_store_too_small_for_one_sequence_is_said(small_config: Path) -> None:
+    config = load_config(small_config)
+    prepare(config, num_tokens=16)
+    assert "has not even one sequence of 16 tokens" in report(config, 1)
+
+
+def test_a_store_made_with_other_settings_is_refused(small_config: Path) -> None:
+    prepare(load_config(small_config), num_tokens=1_000)
+    with pytest.raises(DataError, match=r"was prepared with data\.format"):
+        report(load_config(small_config, ["data.format=lines"]), 1)
 
 
 def test_a_damaged_store_is_the_users_to_mend(small_config: Path, tmp_path: Path) -> None:

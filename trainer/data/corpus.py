@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Config
-from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest, store_settings
+from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_matching_manifest
 from trainer.data.order import SampleOrder
 from trainer.data.store import open_samples
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.windows import Samples
-from trainer.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,7 @@ def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corp
     store is missing, damaged, made with another tokenizer, or lacks the validation set that evaluation needs.
     """
     store = Path(config.data.store)
-    manifest = read_manifest(store)
-    _refuse_other_settings(config, manifest)
+    manifest = read_matching_manifest(config.data)
     fingerprint = expected_fingerprint
     if fingerprint is None and config.data.tokenizer.path is not None:
         fingerprint = Tokenizer.load(Path(config.data.tokenizer.path)).fingerprint
@@ -47,14 +44,3 @@ def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corp
     weights = [source.weight for source in config.data.train if source.weight is not None]
     order = SampleOrder([samples.num_samples for samples in train], weights or None, config.run.seed)
     return Corpus(manifest, store / TOKENIZER_NAME, train, validation, order)
-
-
-def _refuse_other_settings(config: Config, manifest: StoreManifest) -> None:
-    """Training on a store that another configuration made would silently be another training."""
-    for key, now in store_settings(config.data).items():
-        before = manifest.settings.get(key)
-        if before != now:
-            raise DataError(
-                f"{config.data.store}: was prepared with data.{key} {json.dumps(before)}, and it is now {json.dumps(now)}; "
-                "run: drumline prepare CONFIG"
-            )

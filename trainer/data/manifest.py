@@ -134,6 +134,20 @@ def read_manifest(store: Path) -> StoreManifest:
         raise DataError(f"{path}: is damaged ({error}); delete it and run: drumline prepare CONFIG") from None
 
 
+def read_matching_manifest(data: DataConfig) -> StoreManifest:
+    """The manifest of `data.store`; raises DataError also where other settings made it: to train on it all the same would
+    silently be another training."""
+    manifest = read_manifest(Path(data.store))
+    for key, now in store_settings(data).items():
+        before = manifest.settings.get(key)
+        if before != now:
+            raise DataError(
+                f"{data.store}: was prepared with data.{key} {json.dumps(before)}, and it is now {json.dumps(now)}; "
+                "run: drumline prepare CONFIG"
+            )
+    return manifest
+
+
 def write_manifest(manifest: StoreManifest, store: Path) -> None:
     """Writes `manifest.json`, which makes the store whole."""
     write_atomically(store / MANIFEST_NAME, json_bytes(asdict(manifest)))

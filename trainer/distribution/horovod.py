@@ -6,19 +6,18 @@ Horovod's Keras wrappers do not know Keras 3 and are not used.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.config import DistributionConfig
 from trainer.distribution import devices
+from trainer.distribution.one_replica import OneReplica
 from trainer.errors import BackendError
 
 
-class HorovodDistribution:
+class HorovodDistribution(OneReplica):
     """Ranks started by `horovodrun` or `drumline launch`; on its own, one rank."""
 
     name = "horovod"
@@ -29,9 +28,10 @@ class HorovodDistribution:
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(round(min(60.0, config.timeout_seconds / 2))))
         try:
             import horovod.tensorflow as hvd
-        except ImportError as error:
+        except (ImportError, tf.errors.NotFoundError) as error:  # not there, or built for another TensorFlow
             raise BackendError(
-                f"backend horovod: Horovod is not installed for this Python ({error}); in a clone of Drumline run: make horovod"
+                f"backend horovod: Horovod does not load in this Python ({_first_line(error)}); "
+                "in a clone of Drumline run: make horovod"
             ) from error
         hvd.init()
         self._hvd = hvd
@@ -41,26 +41,10 @@ class HorovodDistribution:
         devices.share_cores(hvd.local_rank(), hvd.local_size())
         devices.use_gpu(hvd.local_rank(), hvd.local_size())
 
-    def scope(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def iterate(self, batches: tf.data.Dataset) -> Iterator[Any]:
-        return iter(batches)
-
-    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        return function(*arguments)
-
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         if self.num_processes == 1:
             return list(tensors)
         return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
-
-    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-        for each in arguments:
-            function(*each)
-
-    def local(self, value: Any) -> tuple[Any, ...]:
-        return (value,)
 
     def sum_over_processes(self, values: np.ndarray) -> np.ndarray:
         if self.num_processes == 1:
@@ -75,3 +59,7 @@ class HorovodDistribution:
     def close(self) -> None:
         self.sum_over_processes(np.zeros(1, np.int64))
         self._hvd.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

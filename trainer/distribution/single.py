@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from trainer.distribution import devices
+from trainer.distribution.one_replica import OneReplica
 
 
-class SingleDistribution:
+class SingleDistribution(OneReplica):
     """One device: the first GPU where there is one, otherwise the CPU."""
 
     name = "single"
@@ -25,24 +24,8 @@ class SingleDistribution:
     def __init__(self) -> None:
         devices.use_gpu(local_rank=0, local_size=1)
 
-    def scope(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def iterate(self, batches: tf.data.Dataset) -> Iterator[Any]:
-        return iter(batches)
-
-    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        return function(*arguments)
-
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return list(tensors)
-
-    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-        for each in arguments:
-            function(*each)
-
-    def local(self, value: Any) -> tuple[Any, ...]:
-        return (value,)
 
     def sum_over_processes(self, values: np.ndarray) -> np.ndarray:
         return values
