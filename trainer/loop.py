@@ -18,7 +18,7 @@ from trainer.errors import Diverged, Stopped
 from trainer.evaluate import Evaluation
 from trainer.ledger import Ledger
 from trainer.models.parameters import parameters
-from trainer.monitor import Monitor
+from trainer.monitor import Monitor, throughput
 from trainer.resume import restore, save
 from trainer.run_directory import RunDirectory
 from trainer.step import choose_compiler, compile_training, create_state
@@ -62,7 +62,7 @@ def train(config: Config, *, fresh: bool = False, command_line: Sequence[str] = 
         run.begin(config, corpus.tokenizer, step, command_line, surroundings)
     monitor = _open_monitor(config, corpus, distribution, run, step)
     ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan)
-    _announce(config, corpus, distribution, plan, f"{'XLA' if use_xla else 'graph'}: {reason}")
+    _announce(config, corpus, distribution, plan, monitor, f"{'XLA' if use_xla else 'graph'}: {reason}")
 
     stopping = False
     with StopRequest() as stop, monitor:
@@ -118,12 +118,15 @@ def _refuse_divergence(config: Config, history: Mapping[str, np.ndarray], first_
 
 def _open_monitor(config: Config, corpus: Corpus, distribution: Distribution, run: RunDirectory, step: int) -> Monitor:
     """The chief's monitor writes; the others' does nothing."""
+    vocabulary_size, num_devices = corpus.manifest.vocabulary_size, throughput.num_devices(distribution)
     if not distribution.is_chief:
-        return Monitor(config, corpus.manifest.vocabulary_size, distribution.num_replicas, writers=())
-    return Monitor.of_run(config, corpus.manifest.vocabulary_size, distribution.num_replicas, run, step)
+        return Monitor(config, vocabulary_size, num_devices, writers=())
+    return Monitor.of_run(config, vocabulary_size, num_devices, run, step)
 
 
-def _announce(config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, compiler: str) -> None:
+def _announce(
+    config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, monitor: Monitor, compiler: str
+) -> None:
     num_weights = sum(
         each.num_elements
         for each in parameters(config.model, corpus.manifest.vocabulary_size, config.data.sequence_length).values()
@@ -146,3 +149,4 @@ def _announce(config: Config, corpus: Corpus, distribution: Distribution, plan: 
         config.train.precision,
         compiler,
     )
+    logger.info("peak taken for utilization: %.3g FLOP/s, %s", monitor.peak_flops_per_second, monitor.peak_source)

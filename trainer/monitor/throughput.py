@@ -7,6 +7,8 @@ import time
 
 import tensorflow as tf
 
+from trainer.distribution import Distribution
+
 # Peak of dense matrix products in TFLOP/s: (bfloat16 or float16, float32). From NVIDIA's data sheets; where a GPU has TF32,
 # that is its float32 figure, since TensorFlow uses it by default. Longer names stand before those that they contain.
 GPU_PEAKS = {
@@ -27,7 +29,7 @@ GPU_PEAKS = {
 
 
 def peak_flops_per_second(precision: str) -> tuple[float, str]:
-    """Floating-point operations per second that one replica's device reaches at best, and where the figure comes from.
+    """Floating-point operations per second that one device reaches at best, and where the figure comes from.
 
     A known GPU's data sheet, otherwise a measured matrix product.
     """
@@ -38,6 +40,11 @@ def peak_flops_per_second(precision: str) -> tuple[float, str]:
             if known in name:
                 return (single if precision == "float32" else half) * 1e12, f"data sheet of the {known}"
     return _measured_matrix_product(tf.dtypes.as_dtype(precision)), "measured matrix product"
+
+
+def num_devices(distribution: Distribution) -> int:
+    """How many devices compute: a GPU for each replica; on CPUs one for each process, since its replicas share it."""
+    return distribution.num_replicas if tf.config.get_visible_devices("GPU") else distribution.num_processes
 
 
 def peak_memory_bytes() -> int:
