@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import socket
 import time
 from collections.abc import Sequence
@@ -42,8 +41,8 @@ class RunDirectory:
         tell of steps that were lost after `step`."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.tensorboard.mkdir(exist_ok=True)
-        self.config.write_text(dump_config(config))
-        shutil.copyfile(tokenizer, self.tokenizer)
+        write_atomically(self.config, dump_config(config).encode())
+        write_atomically(self.tokenizer, tokenizer.read_bytes())
         starts = json.loads(self.history.read_text())["starts"] if self.history.exists() else []
         start = {
             "started": time.time(),

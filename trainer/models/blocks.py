@@ -6,6 +6,7 @@ F width of the feed-forward layer, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,19 +70,20 @@ def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: int) -> tf.
     """
     if rate == 0.0 or key is None:
         return x
-    row_elements = 1
-    for size in x.shape[1:]:
-        row_elements *= size
-    blocks_per_row = -(-row_elements // 4)  # Philox yields four numbers a block; a row begins a block of its own
+    row_elements = math.prod(x.shape[1:])
+    # Philox yields four words a block, and a row begins a block of its own. Half a word an element is enough: rates are
+    # rounded to 1/65536. Bits, not floats, since the graph makes floats of the lower bits and XLA of the upper ones; and
+    # taken apart by a bitcast, since XLA would otherwise run the generator again for each element of a fused loop.
+    blocks_per_row = -(-row_elements // 8)
     stream_key = tf.bitcast(key.seed[0] * 1_000_003 + site, tf.uint64)
     counter = tf.bitcast(tf.stack([key.first_row * blocks_per_row, key.seed[1]]), tf.uint64)
-    # Bits, not floats: the graph makes floats of the lower bits and XLA of the upper ones.
-    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=(x.shape[0], blocks_per_row * 4), key=stream_key[None], counter=counter, alg=1, dtype=tf.uint32
     )
-    uniform = tf.cast(bits, tf.float32) * 2.0**-32
-    keep = tf.reshape(uniform[:, :row_elements] >= rate, x.shape)
-    return tf.where(keep, x / (1.0 - rate), tf.zeros_like(x))
+    numbers = tf.reshape(tf.bitcast(words, tf.uint16), (x.shape[0], blocks_per_row * 8))[:, :row_elements]
+    threshold = min(round(rate * 2**16), 2**16 - 1)
+    keep = tf.reshape(numbers >= tf.constant(threshold, tf.uint16), x.shape)
+    return tf.where(keep, x / (1.0 - threshold / 2**16), tf.zeros_like(x))
 
 
 def rotate(x_BHTW: tf.Tensor, positions_BT: tf.Tensor, base: float) -> tf.Tensor:
