@@ -159,13 +159,14 @@ def choose_checkpoint(directory: Path, which: str) -> Path:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint's contents. It is expected to have passed `verify_checkpoint`."""
+    progress, identity = read_state(path)
+    return Checkpoint(read_weights(path), load_file(path / OPTIMIZER), progress, identity)
+
+
+def read_state(path: Path) -> tuple[Progress, Mapping[str, Any]]:
+    """Where a checkpoint's run stands, and what a run must share to go on from it."""
     state = json.loads((path / STATE).read_text())
-    return Checkpoint(
-        weights=load_file(path / WEIGHTS),
-        optimizer=load_file(path / OPTIMIZER),
-        progress=Progress(**state["progress"]),
-        identity=state["identity"],
-    )
+    return Progress(**state["progress"]), state["identity"]
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:

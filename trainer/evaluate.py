@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from trainer.checkpoint import choose_checkpoint, read_checkpoint
+from trainer.checkpoint import choose_checkpoint, read_state, read_weights
 from trainer.config import BatchPlan, Config, DistributionConfig, plan_batches
 from trainer.data.corpus import open_corpus
 from trainer.data.pipeline import evaluation_batches
@@ -80,19 +80,19 @@ def evaluate_run(path: Path, checkpoint: str = "latest", num_batches: int | None
     chosen = choose_checkpoint(run.checkpoints, checkpoint)
     if not config.data.validation:
         raise DataError(f"{run.config}: data.validation is empty; there is nothing to evaluate on")
-    contents = read_checkpoint(chosen)
-    corpus = open_corpus(config, expected_fingerprint=contents.identity["tokenizer"])
+    progress, identity = read_state(chosen)
+    corpus = open_corpus(config, expected_fingerprint=identity["tokenizer"])
     evaluated = config.evaluation.model_copy(update={"batches": num_batches or config.evaluation.batches, "every": 1})
     config = config.model_copy(update={"evaluation": evaluated})
     distribution = connect(DistributionConfig(backend="single"))
     weights = create_weights(config, corpus.manifest.vocabulary_size)
-    assign_weights(weights, contents.weights, str(chosen))
+    assign_weights(weights, read_weights(chosen), str(chosen))
     plan = plan_batches(config.train, distribution.num_replicas)
     use_xla, _ = choose_compiler(config)
     result = Evaluation(config, weights, distribution, plan, corpus.validation, use_xla).run()
     return {
         "run": str(path),
-        "step": contents.progress.step,
+        "step": progress.step,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "num_tokens": result.num_tokens,
