@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12      the Python that the environment is made with; by default the first that fits
 #   GPU=0 or GPU=1         whether to install TensorFlow with CUDA; by default where the machine has an NVIDIA GPU
+#   ROUNDS=10              how often `make faults` injects each fault
 #   ACCELERATOR=cpu, nccl  what Horovod is built for; by default install/build_horovod.py decides and says why
 
 .DEFAULT_GOAL := help
@@ -12,6 +13,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 PYTHON ?=
 GPU ?= $(if $(wildcard /dev/nvidia0),1,0)
 ACCELERATOR ?= auto
+ROUNDS ?= 10
 LOCK := install/requirements$(if $(filter 1,$(GPU)),-gpu).lock
 
 UV_VERSION := 0.13.9
@@ -23,7 +25,7 @@ RESOLVE = $(UV) pip compile pyproject.toml install/build-requirements.in --extra
 SET_UP := $(VENV)/.set-up-with-$(notdir $(LOCK))
 HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
 
-.PHONY: help setup horovod demo test test-processes check lock bench clean
+.PHONY: help setup horovod demo test test-processes faults check lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +42,9 @@ test: $(HOROVOD) ## run the default test suite
 
 test-processes: $(HOROVOD) ## run the tests that start real processes (horovodrun, workers) and the slow ones
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m "processes or slow"
+
+faults: $(HOROVOD) ## inject faults into real runs and print the figures; ROUNDS=100 kills as often
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/faults -m "faults or not faults" --rounds $(ROUNDS)
 
 check: $(SET_UP) ## run ruff, ruff format and mypy
 	$(BIN)/ruff check

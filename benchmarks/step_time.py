@@ -115,6 +115,7 @@ def _drumline(shape: Shape, precision: str, backend: str) -> Callable[[int], obj
 
     from trainer.config import Config, plan_batches
     from trainer.distribution import connect
+    from trainer.position import GraphPosition
     from trainer.step import choose_compiler, compile_training, create_state
 
     config = Config.model_validate(
@@ -135,7 +136,7 @@ def _drumline(shape: Shape, precision: str, backend: str) -> Callable[[int], obj
     distribution = connect(config.distribution)
     plan = plan_batches(config.train, distribution.num_replicas)
     state = create_state(config, shape.vocabulary)
-    train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0])
+    train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
     tokens = np.random.default_rng(0).integers(0, shape.vocabulary, (1, shape.batch, shape.length + 1), np.int32)
     element = {
         "inputs": tokens[..., :-1],

@@ -11,20 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import IO, NoReturn, TextIO
 
 from launch import processes
 from launch.plan import Process
+from launch.requests import Requests
 from trainer.errors import Stopped
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _STOPPED = Stopped.exit_code
+# To save a large model after a change, or for the watchdog of the workers to see that some of them are gone.
+_CHANGE_SECONDS = 600.0
 
 # What TensorFlow's C++ tells at every import, twice, before it looks at TF_CPP_MIN_LOG_LEVEL. Only information is meant
 # here, never a warning or an error; from each of eight workers it would bury the first lines that matter.
@@ -42,23 +43,30 @@ def become(process: Process) -> NoReturn:
 
 def run(
     planned: Sequence[Process],
+    requests: Requests,
     *,
+    in_terminal: bool = False,
+    mark: str | None = None,
     translate: Callable[[str, str], str | None] | None = None,
-    recipients: Callable[[int], list[int]] = lambda pid: [pid],
+    send: Callable[[int, int], bool] = processes.send,
+    change: Callable[[], str | None] = lambda: None,
     grace_seconds: float = 15.0,
 ) -> int:
     """Starts processes and waits for all; the exit code of the whole.
 
-    Each line of output goes out as `translate(name, line)`, by default `prefix`, unless that is None. SIGTERM and
-    SIGINT are passed on once, to the `recipients` of each process; at the second one all are killed. Where one fails
-    the others are asked to end, and killed after `grace_seconds`. The exit code is that of the first that failed by
-    itself; 75 where none failed and one was stopped.
+    Each line of output goes out as `translate(name, line)`, by default `prefix`, unless that is None; a process that runs
+    `in_terminal` writes where the launcher does. SIGTERM and SIGINT are passed on once, at the second one all are killed;
+    SIGUSR1 goes to those that listen for it. `send(pid, signal)` is how a process gets a signal. `change` is called several
+    times a second; when it returns a reason, the processes are asked to save and stop as by SIGTERM. Where one fails the
+    others are asked to end, and killed after `grace_seconds`. The exit code is that of the first that failed by itself; 75
+    where none failed and one was stopped. Whatever happens, nothing that has the `mark` of this launch is left.
     """
-    crew = _Crew(translate or prefix, recipients, grace_seconds)
-    with _signals_to(crew.requests.append), selectors.DefaultSelector() as selector:
+    crew = _Crew(mark or processes.new_mark(), requests, translate or prefix, send, change, grace_seconds)
+    with selectors.DefaultSelector() as selector:
         try:
             for process in planned:
-                crew.add(_Member(process.name, processes.start(process, os.environ)), selector)
+                started = processes.start(process, os.environ, crew.mark, in_terminal=in_terminal)
+                crew.add(_Member(process.name, started), selector)
             while not all(member.done for member in crew.members):
                 _pump(selector, _POLL_SECONDS)
                 crew.look_after()
@@ -92,36 +100,43 @@ class _Member:
 class _Crew:
     """The processes of a run, which end together."""
 
+    mark: str
+    requests: Requests
     translate: Callable[[str, str], str | None]
-    recipients: Callable[[int], list[int]]
+    send: Callable[[int, int], bool]
+    change: Callable[[], str | None]
     grace_seconds: float
     members: list[_Member] = field(default_factory=list)
-    requests: list[int] = field(default_factory=list)  # signals that came in
-    stopping: bool = False
+    stopping: bool = False  # for whatever reason
+    asked: bool = False  # to stop, by a signal
     killed: bool = False
     failed: _Member | None = None
-    deadline: float | None = None
+    patience: _Patience | None = None
 
     def add(self, member: _Member, selector: selectors.BaseSelector) -> None:
         self.members.append(member)
         for pipe, out in ((member.running.stdout, sys.stdout), (member.running.stderr, sys.stderr)):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
-            selector.register(pipe, selectors.EVENT_READ, _Stream(pipe, out, member.name, self.translate))
+            if pipe is not None:
+                os.set_blocking(pipe.fileno(), False)
+                selector.register(pipe, selectors.EVENT_READ, _Stream(pipe, out, member.name, self.translate))
 
     def look_after(self) -> None:
         """Passes on what was asked for, notes who is done, and ends the others where one failed."""
-        while self.requests:
-            self._stop(self.requests.pop(0))
+        for number in self.requests.take():
+            self._obey(number)
+        if not self.stopping and self.failed is None and (reason := self.change()):
+            logger.info("%s; asking the workers to save and stop.", reason)
+            self._stop(signal.SIGTERM)
+            self.patience = _Patience(_CHANGE_SECONDS)
         for member in self.members:
             if not member.done and processes.has_ended(member.running):
                 processes.kill(member.running)  # what it left behind in its group
                 status = member.running.wait()
                 member.exit_code = 128 - status if status < 0 else status
                 self._judge(member)
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            self.deadline = None
-            logger.warning("Some did not end within %g s: killing them.", self.grace_seconds)
+        if self.patience is not None and self.patience.is_over():
+            logger.warning("Some did not end within %g s: killing them.", self.patience.seconds)
+            self.patience = None
             self._kill()
 
     def exit_code(self) -> int:
@@ -137,14 +152,25 @@ class _Crew:
             if not member.done:
                 member.running.wait()
 
-    def _stop(self, signum: int) -> None:
-        if self.stopping:
+    def _obey(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGUSR1:
+            if not self.stopping:
+                heard = self._signal(number)
+                told = "asked the workers to save and go on" if heard else "no worker listens for it yet"
+                logger.info("%s: %s.", name, told)
+        elif self.asked:
             self.killed = True
             self._kill()
-            return
+        else:
+            self.asked = True
+            logger.info("%s: waiting for the workers to save and stop; a second one kills them.", name)
+            if not self.stopping:
+                self._stop(number)
+
+    def _stop(self, number: int) -> None:
         self.stopping = True
-        logger.info("%s: waiting for the workers to save and stop; a second one kills them.", signal.Signals(signum).name)
-        self._signal(signum)
+        self._signal(number)
 
     def _judge(self, member: _Member) -> None:
         # Between the start and the first step there is nobody to turn a signal into 75.
@@ -156,19 +182,28 @@ class _Crew:
         if len(self.members) > 1:
             logger.error("Worker %s failed with exit code %d; ending the others.", member.name, member.exit_code)
         self._signal(signal.SIGTERM)
-        self.deadline = time.monotonic() + self.grace_seconds
+        self.patience = _Patience(self.grace_seconds)
 
-    def _signal(self, signum: int) -> None:
-        for member in self.members:
-            if not member.done:
-                for pid in self.recipients(member.running.pid):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signum)
+    def _signal(self, number: int) -> bool:
+        """Whether it reached anyone."""
+        return any([self.send(member.running.pid, number) for member in self.members if not member.done])
 
     def _kill(self) -> None:
         for member in self.members:
             if not member.done:
                 processes.kill(member.running)
+        processes.kill_marked(self.mark)
+
+
+@dataclass
+class _Patience:
+    """How long is waited for processes that were asked to end."""
+
+    seconds: float
+    since: float = field(default_factory=time.monotonic)
+
+    def is_over(self) -> bool:
+        return time.monotonic() - self.since > self.seconds
 
 
 @dataclass
@@ -208,16 +243,3 @@ def _pump(selector: selectors.BaseSelector, seconds: float) -> bool:
     for key, _ in ready:
         key.data.pump(selector)
     return bool(ready)
-
-
-@contextmanager
-def _signals_to(receive: Callable[[int], None]) -> Iterator[None]:
-    def handle(signum: int, frame: FrameType | None) -> None:
-        receive(signum)
-
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,11 +42,25 @@ class Process:
 
 @dataclass(frozen=True)
 class Plan:
-    """The processes of a run. `reason` says why this backend, where the configuration left it open."""
+    """The processes of a run. `reason` says why this backend, where the configuration left it open.
+
+    `hosts` are the machines that `horovodrun` was given, with the ranks of each, in their order; none is this machine alone.
+    """
 
     backend: Backend
     processes: tuple[Process, ...]
+    num_workers: int
     reason: str | None = None
+    hosts: tuple[tuple[str, int], ...] = ()
+    ssh_port: int | None = None
+
+    def host_of(self, rank: int) -> str:
+        """The machine of a rank under `horovodrun`, which fills one after another."""
+        for host, slots in self.hosts:
+            if rank < slots:
+                return host
+            rank -= slots
+        return "localhost"
 
     def script(self) -> str:
         """Shell lines that start the run as the launcher would: all but the last process in the background."""
@@ -62,10 +76,16 @@ class Training:
     config_path: Path
     overrides: tuple[str, ...] = ()
     fresh: bool = False
+    allowed_changes: tuple[str, ...] = ()
 
     def argv(self, *overrides: str) -> tuple[str, ...]:
         fresh = ("--fresh",) if self.fresh else ()
-        return (*self.command, str(self.config_path), *self.overrides, *overrides, *fresh)
+        changes = (word for key in self.allowed_changes for word in ("--allow-change", key))
+        return (*self.command, str(self.config_path), *self.overrides, *overrides, *fresh, *changes)
+
+    def again(self) -> Training:
+        """The command of a restart, which goes on from what the first start left."""
+        return replace(self, fresh=False)
 
 
 def plan_local(config: Config, training: Training, num_workers: int, machine: Machine, ports: Sequence[int]) -> Plan:
@@ -85,14 +105,14 @@ def plan_local(config: Config, training: Training, num_workers: int, machine: Ma
     overrides = (f"distribution.backend={backend}",) if reason else ()
     match backend:
         case "single":
-            return Plan(backend, (Process("0", training.argv(*overrides)),), reason)
+            return Plan(backend, (Process("0", training.argv(*overrides)),), num_workers, reason)
         case "mirrored":
             replicas = f"distribution.num_replicas={num_workers}"
-            return Plan(backend, (Process("0", training.argv(*overrides, replicas)),), reason)
+            return Plan(backend, (Process("0", training.argv(*overrides, replicas)),), num_workers, reason)
         case "multiworker":
-            return Plan(backend, _multiworker(training.argv(*overrides), machine, ports), reason)
+            return Plan(backend, _multiworker(training.argv(*overrides), machine, ports), num_workers, reason)
         case "horovod":
-            return Plan(backend, (_horovodrun(training.argv(*overrides), num_workers, machine),), reason)
+            return Plan(backend, (_horovodrun(training.argv(*overrides), num_workers, machine),), num_workers, reason)
 
 
 def plan_horovod(
@@ -103,34 +123,66 @@ def plan_horovod(
     hosts: str | None = None,
     ssh_port: int | None = None,
 ) -> Plan:
-    """One `horovodrun` over `hosts` (`a:4,b:4`; by default this machine alone)."""
+    """One `horovodrun` over `hosts` (`a:4,b:4`; by default this machine alone).
+
+    Raises as `plan_local` does, and UserError where `hosts` cannot be read.
+    """
+    slots = {} if hosts is None else parse_hosts(hosts)
+    if hosts is None:
+        _require_gpus(num_workers, machine)
+    elif (num_slots := sum(slots.values())) < num_workers:
+        raise BackendError(f"--hosts: got {num_slots} slots for {num_workers} workers, expected at least {num_workers}")
+    return _over_hosts(config, training, num_workers, machine, tuple(slots.items()), ssh_port)
+
+
+def plan_elastic(
+    config: Config, training: Training, hosts: Sequence[tuple[str, int]], machine: Machine, ssh_port: int | None = None
+) -> Plan:
+    """One `horovodrun` with these machines and so many ranks on each. Raises as `plan_local` does."""
+    num_workers = sum(num_ranks for _, num_ranks in hosts)
+    # It would remember for an hour which machines answer.
+    return _over_hosts(config, training, num_workers, machine, tuple(hosts), ssh_port, ("--disable-cache",))
+
+
+def _over_hosts(
+    config: Config,
+    training: Training,
+    num_workers: int,
+    machine: Machine,
+    hosts: tuple[tuple[str, int], ...],
+    ssh_port: int | None,
+    options: tuple[str, ...] = (),
+) -> Plan:
     if config.distribution.backend not in ("auto", "horovod"):
         raise BackendError(
             f"distribution.backend: got {config.distribution.backend}, expected horovod or auto; "
             "add distribution.backend=horovod to train with Horovod all the same"
         )
-    if hosts is None:
-        _require_gpus(num_workers, machine)
-    elif (num_slots := sum(parse_hosts(hosts).values())) < num_workers:
-        raise BackendError(f"--hosts: got {num_slots} slots for {num_workers} workers, expected at least {num_workers}")
     plan_batches(config.train, num_workers)
     reason = "asked for by `launch horovod`" if config.distribution.backend == "auto" else None
     overrides = ("distribution.backend=horovod",) if reason else ()
-    options = (*(("-H", hosts) if hosts else ()), *(("-p", str(ssh_port)) if ssh_port else ()))
-    return Plan("horovod", (_horovodrun(training.argv(*overrides), num_workers, machine, options),), reason)
+    listed = ",".join(f"{host}:{slots}" for host, slots in hosts)
+    options = (*options, *(("-H", listed) if hosts else ()), *(("-p", str(ssh_port)) if ssh_port else ()))
+    horovodrun = _horovodrun(training.argv(*overrides), num_workers, machine, options)
+    return Plan("horovod", (horovodrun,), num_workers, reason, hosts, ssh_port)
 
 
 def parse_hosts(text: str) -> dict[str, int]:
-    """`a:4,b:4` as the number of slots by host."""
+    """`a:4,b:4` as the number of slots by host. Raises UserError."""
     slots: dict[str, int] = {}
     for part in text.split(","):
-        host, _, number = part.partition(":")
-        if not host or not number.isdecimal() or int(number) < 1:
-            raise UserError(f"--hosts: got {part!r}, expected HOST:SLOTS, as in a:4,b:4")
-        if host in slots:
-            raise UserError(f"--hosts: {host} is given twice")
-        slots[host] = int(number)
+        add_host(slots, part, "--hosts", least=1)
     return slots
+
+
+def add_host(slots: dict[str, int], text: str, source: str, least: int) -> None:
+    """Adds `a:4` to the number of slots by host; `source` is what a UserError names."""
+    host, _, number = text.partition(":")
+    if not host or " " in host or not number.isdecimal() or int(number) < least:
+        raise UserError(f"{source}: got {text!r}, expected HOST:SLOTS, as in a:4")
+    if host in slots:
+        raise UserError(f"{source}: {host} is given twice")
+    slots[host] = int(number)
 
 
 def _choose_backend(config: Config, num_workers: int, machine: Machine) -> tuple[Backend, str | None]:

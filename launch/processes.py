@@ -1,4 +1,4 @@
-"""Processes of the operating system: started so that none outlives its launcher, found by descent, and ended."""
+"""Processes of the operating system: started so that none outlives its launcher, found by descent or by a mark, and ended."""
 
 from __future__ import annotations
 
@@ -7,23 +7,36 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from launch.plan import Process
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# Set for all processes of a launch, which hand it down to theirs, on other machines too: it finds those that have left
+# their parents, which descent does not.
+_MARK = "DRUMLINE_LAUNCH"
 
 
-def start(process: Process, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts a process in a session of its own, so that a Ctrl-C reaches it only once, through the launcher."""
+def new_mark() -> str:
+    return uuid.uuid4().hex
+
+
+def start(process: Process, environment: Mapping[str, str], mark: str, *, in_terminal: bool = False) -> subprocess.Popen[bytes]:
+    """Starts a process in a session of its own, so that a Ctrl-C reaches it only once, through the launcher.
+
+    Its output is piped here, or, with `in_terminal`, goes where the launcher's own goes.
+    """
+    pipe = None if in_terminal else subprocess.PIPE
     return subprocess.Popen(
         process.argv,
-        env={**environment, **process.env},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        env={**environment, **process.env, _MARK: mark},
+        stdin=None if in_terminal else subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
         start_new_session=True,
         preexec_fn=_die_with(os.getpid()),
     )
@@ -44,21 +57,99 @@ def kill(running: subprocess.Popen[bytes]) -> None:
         _ignore_the_gone(os.kill, pid)
 
 
+def kill_marked(mark: str) -> None:
+    """Ends all processes of a launch on this machine, at once, stopped ones and those without a parent too."""
+    for _ in range(20):  # again, for those that were started meanwhile
+        pids = marked(mark)
+        for pid in pids:
+            _ignore_the_gone(os.kill, pid)
+        if not pids:
+            return
+        time.sleep(0.05)
+
+
 def descendants(ancestor: int) -> list[int]:
     """All processes below one, the nearest first. Empty where there is no /proc."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            # The name stands in parentheses and may hold spaces; the parent is the second field after it.
-            parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-        except OSError:  # ended meanwhile
-            continue
-        children.setdefault(parent, []).append(int(entry.name))
+    for pid, parent in _parents().items():
+        children.setdefault(parent, []).append(pid)
     found, level = [], children.get(ancestor, [])
     while level:
         found += level
         level = [grandchild for child in level for grandchild in children.get(child, [])]
     return found
+
+
+def marked(mark: str) -> list[int]:
+    """All processes of a launch on this machine. Empty where there is no /proc."""
+    return [pid for pid in _pids() if _has_variable(pid, _MARK, mark)]
+
+
+def horovod_ranks(mark: str) -> list[int]:
+    """The ranks of a launch on this machine: the topmost processes of `in_ranks`."""
+    candidates = in_ranks(mark)
+    parents = _parents()
+    return [pid for pid in candidates if parents.get(pid) not in candidates]
+
+
+def in_ranks(mark: str) -> list[int]:
+    """The ranks of a launch on this machine and all that they started, which have the variable that `horovodrun` sets."""
+    return [pid for pid in marked(mark) if _has_variable(pid, "HOROVOD_RANK")]
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def listens(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal, rather than what the system does to it by default."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # ended meanwhile, or there is no /proc
+        return False
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def send(pid: int, number: int) -> bool:
+    """Sends a signal, SIGUSR1 only to who listens: by default it ends a process. Whether it was sent."""
+    if number == signal.SIGUSR1 and not listens(pid, number):
+        return False
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _has_variable(pid: int, name: str, value: str | None = None) -> bool:
+    """Whether a process was started with an environment variable, of this value where one is given."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # ended meanwhile, or another user's
+        return False
+    if value is not None:
+        return f"{name}={value}".encode() in variables
+    return any(variable.startswith(f"{name}=".encode()) for variable in variables)
+
+
+def _parents() -> dict[int, int]:
+    """The parent of each process."""
+    parents = {}
+    for pid in _pids():
+        with suppress(OSError):  # ended meanwhile
+            # The name stands in parentheses and may hold spaces; the parent is the second field after it.
+            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+            parents[pid] = int(stat.rpartition(")")[2].split()[1])
+    return parents
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
 
 
 def _ignore_the_gone(end: Callable[[int, int], None], pid: int) -> None:

@@ -41,6 +41,8 @@ def training_config(directory: Path, name: str, **sections: Mapping[str, Any]) -
         "evaluation": {"every": 10, "batches": 2},
         "checkpoint": {"every": 10},
         "logging": {"every": 1},
+        "divergence": {},
+        "watchdog": {},
     }
     for section, changes in sections.items():
         values[section] |= changes

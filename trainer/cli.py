@@ -18,12 +18,15 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from launch.cli import add_verbs as add_launch_verbs
 from launch.cli import positive
 from trainer.arguments import Parser, Verbs, not_negative, probability, shard, temperature
 from trainer.errors import CheckpointError, DataError, DrumlineError, Stopped, UserError
+
+if TYPE_CHECKING:
+    from trainer.run_directory import RunDirectory
 
 _EPILOG = """exit codes:
   0 done; 1 a fault of ours; 2 a mistake in what was asked for; 3 training diverged;
@@ -84,6 +87,7 @@ def _parser() -> Parser:
     _add_train(verbs, common)
     _add_evaluate(verbs, common)
     _add_predict(verbs, common)
+    _add_verify(verbs, common)
     _add_checkpoints(verbs, common)
     add_launch_verbs(verbs, common)
     return parser
@@ -135,6 +139,13 @@ def _add_train(verbs: Verbs, common: Parser) -> None:
     parser = verbs.add_parser("train", help="train; go on by itself where the run has a checkpoint", parents=[common])
     _add_config(parser)
     parser.add_argument("--fresh", action="store_true", help="refuse to go on from a checkpoint")
+    parser.add_argument(
+        "--allow-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="go on although this setting or section differs from the checkpoint's and changes what its numbers mean",
+    )
     parser.set_defaults(handler=_train, parser=parser)
 
 
@@ -146,7 +157,7 @@ def _train(arguments: argparse.Namespace) -> int:
     _import_tensorflow()
     from trainer.loop import train
 
-    train(config, fresh=arguments.fresh, command_line=arguments.command_line)
+    train(config, fresh=arguments.fresh, allowed_changes=arguments.allow_change, command_line=arguments.command_line)
     return 0
 
 
@@ -158,7 +169,7 @@ def _add_evaluate(verbs: Verbs, common: Parser) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    run = _open_run(arguments.run)
+    run = _open_run(arguments.run).path
     _import_tensorflow()
     from trainer.evaluate import evaluate_run
 
@@ -187,7 +198,7 @@ def _add_predict(verbs: Verbs, common: Parser) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    run = _open_run(arguments.run)
+    run = _open_run(arguments.run).path
     prompts = _prompts(arguments)
     from trainer.config import SamplingConfig
 
@@ -222,25 +233,46 @@ def _lines(file: BinaryIO, name: str) -> Iterator[str]:
                 raise DataError(f"{name}:{number}: got the byte 0x{byte:02x}, expected text in UTF-8") from None
 
 
+def _add_verify(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser("verify", help="compare what a run consumed with the plan, sample by sample", parents=[common])
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
+    parser.set_defaults(handler=_verify, parser=parser)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    path = _open_run(arguments.run).path
+    _import_tensorflow()
+    from trainer.verify import verify_run
+
+    print(f"{path}: {verify_run(path)}")
+    return 0
+
+
 def _add_checkpoints(verbs: Verbs, common: Parser) -> None:
-    checkpoints = verbs.add_parser("checkpoints", help="list or verify a run's checkpoints", parents=[common])
+    checkpoints = verbs.add_parser("checkpoints", help="list, verify or prune a run's checkpoints", parents=[common])
     actions = checkpoints.add_subparsers(metavar="ACTION", required=True)
+    parsers = {}
     for name, handler, description in (
         ("list", _list_checkpoints, "what there is, by what the manifests say"),
         ("verify", _verify_checkpoints, "read every byte and compare the hashes"),
+        ("prune", _prune_checkpoints, "delete those that need not be kept"),
     ):
-        parser = actions.add_parser(name, help=description, parents=[common])
+        parsers[name] = parser = actions.add_parser(name, help=description, parents=[common])
         parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
         parser.set_defaults(handler=handler, parser=parser)
+    prune = parsers["prune"]
+    prune.add_argument("--keep-last", type=positive, metavar="N", help="of the newest (default: as the run's config says)")
+    prune.add_argument("--keep-every", type=positive, metavar="N", help="those at multiples of N steps")
+    prune.add_argument("--keep-best", type=not_negative, metavar="N", help="of the best")
 
 
 def _list_checkpoints(arguments: argparse.Namespace) -> int:
     from trainer.checkpoint import list_checkpoints
 
-    infos = list_checkpoints(_open_run(arguments.run) / "checkpoints")
+    run = _open_run(arguments.run)
     print(f"{'step':>10}  {'bytes':>15}  {'validation loss':>15}  state")
-    for info in infos:
-        loss = "" if info.validation_loss is None else f"{info.validation_loss:.4f}"
+    for info in list_checkpoints(run.checkpoints):
+        loss = f"{info.validation['loss']:.4f}" if "loss" in info.validation else ""
         print(f"{info.step:>10}  {info.num_bytes:>15,}  {loss:>15}  {info.problem or 'complete'}")
     return 0
 
@@ -248,7 +280,7 @@ def _list_checkpoints(arguments: argparse.Namespace) -> int:
 def _verify_checkpoints(arguments: argparse.Namespace) -> int:
     from trainer.checkpoint import list_checkpoints, verify_checkpoint
 
-    infos = list_checkpoints(_open_run(arguments.run) / "checkpoints")
+    infos = list_checkpoints(_open_run(arguments.run).checkpoints)
     problems = {}
     for info in infos:
         problem = info.problem or verify_checkpoint(info.path)
@@ -263,12 +295,31 @@ def _verify_checkpoints(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open_run(path: Path) -> Path:
-    """The folder of a run that has been started; complains of any other before TensorFlow is imported."""
+def _prune_checkpoints(arguments: argparse.Namespace) -> int:
+    from trainer.checkpoint import list_checkpoints, prune_checkpoints
+    from trainer.checkpoint_lock import DirectoryLock
+    from trainer.config_io import load_config
+
+    run = _open_run(arguments.run)
+    given = {name: getattr(arguments, name) for name in ("keep_last", "keep_every", "keep_best")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    policy = load_config(run.config).checkpoint.model_copy(update=changes)
+    with DirectoryLock(run.checkpoints, f"drumline checkpoints prune {run.path}"):
+        before = {info.path for info in list_checkpoints(run.checkpoints)}
+        prune_checkpoints(run.checkpoints, policy)
+        after = {info.path for info in list_checkpoints(run.checkpoints)}
+    for path in sorted(before - after):
+        print(f"{path}: deleted")
+    print(f"{len(after)} of {len(before)} checkpoints stay")
+    return 0
+
+
+def _open_run(path: Path) -> RunDirectory:
+    """A run that has been started; complains of anything else before TensorFlow is imported."""
     from trainer.run_directory import open_run
 
     run, _ = open_run(path)
-    return run.path
+    return run
 
 
 def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:

@@ -221,6 +221,9 @@ class TrainConfig(Section):
     `micro_batch_size` sequences, over all replicas, are computed at once; their gradients are added up until
     `global_batch_size` is reached, and reduced once. `compile: auto` picks XLA or graph by device and precision.
     The loss scale is float16's alone: halved at an overflow, doubled after `loss_scale_growth_steps` steps without one.
+
+    `steps_per_loop` updates are made in one call of TensorFlow, or as many as fit into `loop_seconds`: between calls a stop
+    is heard. `deterministic` makes two runs on the same devices equal to the last bit.
     """
 
     steps: Count
@@ -228,6 +231,8 @@ class TrainConfig(Section):
     micro_batch_size: Count | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     steps_per_loop: Count = 10
+    loop_seconds: Annotated[float, Field(gt=0.0)] = 10.0
+    deterministic: bool = False
     compile: Literal["auto", "xla", "graph"] = "auto"
     initial_loss_scale: Annotated[float, Field(ge=1.0)] = 32_768.0
     loss_scale_growth_steps: Count = 2_000
@@ -270,11 +275,51 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """A checkpoint every so many steps and at the end. The newest `keep_last` and the `keep_best` of least loss stay."""
+    """A checkpoint every so many steps and at the end, written while training goes on where `background` is true.
 
+    `directory` is a path, or a URL of any file system that fsspec knows; by default the run's folder `checkpoints`. What
+    stays: the newest `keep_last`, every one whose step is a multiple of `keep_every`, and the `keep_best` of the least
+    `best_metric`. When `max_failures` saves in a row have failed, the run ends.
+    """
+
+    directory: Annotated[str, Field(min_length=1)] | None = None
     every: Count = 200
     keep_last: Count = 3
+    keep_every: Count | None = None
     keep_best: Annotated[int, Field(ge=0)] = 1
+    best_metric: Literal["loss", "perplexity"] = "loss"
+    background: bool = True
+    max_failures: Count = 3
+
+
+class DivergenceConfig(Section):
+    """When training no longer leads anywhere, and what is done then.
+
+    An update whose loss or gradient is not finite is skipped. More than `max_skipped_in_a_row` of these, or a loss that is
+    higher than the median of the last `spike_window` losses by more than `spike_deviations` robust standard deviations
+    (1.4826 times their median absolute deviation; null: any loss will do), roll the run back to its last good checkpoint
+    and step over the samples in between, at most `max_rollbacks` times.
+    """
+
+    max_skipped_in_a_row: Annotated[int, Field(ge=0)] = 3
+    spike_deviations: Annotated[float, Field(gt=0.0)] | None = None
+    spike_window: Annotated[int, Field(ge=8)] = 64
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+
+
+class WatchdogConfig(Section):
+    """When a run that makes no progress is given up.
+
+    A call of TensorFlow may take `times_expected` times as long as was measured before, and `least_seconds` at least. What
+    comes first of its kind (joining the others, the first collective, compiling) may take `startup_seconds`. A process that
+    was not heard of for `silence_seconds` counts as stopped or cut off.
+    """
+
+    enabled: bool = True
+    times_expected: Annotated[float, Field(gt=1.0)] = 20.0
+    least_seconds: Annotated[float, Field(gt=0.0)] = 120.0
+    startup_seconds: Annotated[float, Field(gt=0.0)] = 1800.0
+    silence_seconds: Annotated[float, Field(ge=3.0)] = 20.0
 
 
 class LoggingConfig(Section):
@@ -311,6 +356,8 @@ class Config(Section):
     distribution: DistributionConfig = DistributionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    divergence: DivergenceConfig = DivergenceConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")

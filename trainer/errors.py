@@ -6,8 +6,8 @@
     │   ├── DataError               an input file, a tokenizer, a token store
     │   ├── CheckpointError         a run directory or a checkpoint in it
     │   └── BackendError       this machine lacks what the config asks for
-    ├── Diverged                3   the loss is no longer finite
-    ├── HangDetected            70  a rank made no progress
+    ├── Diverged                3   the loss leads nowhere, and going back did not help
+    ├── HangDetected            70  a rank made no progress, or was lost
     └── Stopped                 75  stopped on request: start it again and it goes on
 
 A message says what, where, what was got, and what to do.
@@ -58,7 +58,7 @@ class Diverged(DrumlineError):
 
 
 class HangDetected(DrumlineError):
-    """A rank made no progress within the limit."""
+    """A rank made no progress within the limit, or another rank was lost."""
 
     exit_code: ClassVar[int] = 70
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,15 +29,21 @@ ORDER_SEED = 0  # one order of the validation samples for all runs, so that thei
 
 @dataclass(frozen=True)
 class Result:
-    """Mean loss in nats per token over `num_tokens` tokens, and how long it took."""
+    """Mean loss in nats per token over `num_tokens` tokens, how long it took, and whether it is that of all batches."""
 
     loss: float
     num_tokens: int
     seconds: float
+    is_whole: bool
 
     @property
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))  # beyond it there is no double to hold it
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a checkpoint may be chosen by: `checkpoint.best_metric`."""
+        return {"loss": self.loss, "perplexity": self.perplexity}
 
 
 class Evaluation:
@@ -56,18 +62,39 @@ class Evaluation:
         self._last_step = config.train.steps
         self._distribution = distribution
         self._evaluate = compile_evaluation(config, weights, distribution, plan, use_xla)
+        self._is_compiled = False
+        self.longest_call_seconds: float | None = None  # of those that did not compile
         if samples:
             batches = config.evaluation.batches
             self._batches, self.num_batches = evaluation_batches(samples, plan, batches, distribution.replicas, ORDER_SEED)
 
     def is_due(self, step: int) -> bool:
-        return self._every is not None and (step % self._every == 0 or step == self._last_step)
+        return self._every is not None and step > 0 and (step % self._every == 0 or step == self._last_step)
+
+    def calls(self, batches_per_call: int) -> Iterator[Result]:
+        """Evaluates in calls of so many batches, and after each yields the result so far; the last is that of all.
+
+        Between calls the evaluation may be given up, by all processes together. How it is divided changes no bit.
+        """
+        iterator = self._distribution.iterate(self._batches)
+        began, loss_sum, num_tokens, done = time.perf_counter(), 0.0, 0, 0
+        while done < self.num_batches:
+            # The first call makes a single one: it compiles.
+            count = min(batches_per_call, self.num_batches - done) if self._is_compiled else 1
+            call_began = time.perf_counter()
+            loss_sums, token_counts = self._evaluate(iterator, tf.constant(count))
+            for batch_loss, batch_tokens in zip(loss_sums.numpy().tolist(), token_counts.numpy().tolist(), strict=True):
+                loss_sum, num_tokens = loss_sum + batch_loss, num_tokens + int(batch_tokens)
+            if self._is_compiled:
+                self.longest_call_seconds = max(self.longest_call_seconds or 0.0, time.perf_counter() - call_began)
+            self._is_compiled, done = True, done + count
+            seconds, is_whole = time.perf_counter() - began, done == self.num_batches
+            yield Result(loss_sum / max(num_tokens, 1), num_tokens, seconds, is_whole)
 
     def run(self) -> Result:
-        began = time.perf_counter()
-        loss_sum, num_tokens = self._evaluate(self._distribution.iterate(self._batches), tf.constant(self.num_batches))
-        tokens = int(num_tokens.numpy())
-        return Result(float(loss_sum.numpy()) / max(tokens, 1), tokens, time.perf_counter() - began)
+        """The result of all batches."""
+        *_, result = self.calls(self.num_batches)
+        return result
 
 
 def evaluate_run(path: Path, checkpoint: str = "latest", num_batches: int | None = None) -> dict[str, object]:
@@ -77,11 +104,11 @@ def evaluate_run(path: Path, checkpoint: str = "latest", num_batches: int | None
     run, the checkpoint or the validation data are not there.
     """
     run, config = open_run(path)
-    chosen = choose_checkpoint(run.checkpoints, checkpoint)
+    chosen = choose_checkpoint(run.checkpoints, checkpoint, config.checkpoint.best_metric)
     if not config.data.validation:
         raise DataError(f"{run.config}: data.validation is empty; there is nothing to evaluate on")
     progress, identity = read_state(chosen)
-    corpus = open_corpus(config, expected_fingerprint=identity["tokenizer"])
+    corpus = open_corpus(config, expected_fingerprint=identity["data.tokenizer"])
     evaluated = config.evaluation.model_copy(update={"batches": num_batches or config.evaluation.batches, "every": 1})
     config = config.model_copy(update={"evaluation": evaluated})
     distribution = connect(DistributionConfig(backend="single"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,115 +14,201 @@ import tensorflow as tf
 from trainer.config import BatchPlan, Config, plan_batches
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.pipeline import training_batches
-from trainer.distribution import Distribution, any_process, connect, gather
+from trainer.distribution import Distribution, any_process, chiefs, connect, gather, make_deterministic
+from trainer.divergence import Divergence, DivergenceGuard
 from trainer.errors import Diverged, Stopped
 from trainer.evaluate import Evaluation
-from trainer.ledger import Ledger
 from trainer.models.parameters import parameters
-from trainer.monitor import Monitor, throughput
-from trainer.resume import restore, save
-from trainer.run_directory import RunDirectory
-from trainer.step import choose_compiler, compile_training, create_state
+from trainer.monitor.monitor import Monitor
+from trainer.monitor.watchdog import Watchdog
+from trainer.pace import Pace
+from trainer.position import GraphPosition
+from trainer.progress import Progress
+from trainer.records import Records, open_records
+from trainer.resume import restore, roll_back
+from trainer.run_directory import RunDirectory, has_validation
+from trainer.step import TrainingState, choose_compiler, compile_training, create_state
 from trainer.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, *, fresh: bool = False, command_line: Sequence[str] = ()) -> None:
+def train(
+    config: Config, *, fresh: bool = False, allowed_changes: Sequence[str] = (), command_line: Sequence[str] = ()
+) -> None:
     """Trains until `train.steps`, from the run's newest good checkpoint where it has one.
 
-    `fresh` refuses to go on from a checkpoint. Raises UserError, before anything is written, where the configuration, the
-    data or this machine do not allow the run; Diverged; and, after a signal, Stopped when everything is saved.
+    `fresh` refuses to go on from a checkpoint; `allowed_changes` are configuration keys that may differ from the
+    checkpoint's although they change what the numbers mean. Raises UserError, before anything is written, where the
+    configuration, the data or this machine do not allow the run; Diverged; and, after a signal, Stopped when everything
+    is saved.
     """
-    # What the run is made of. Whatever the user got wrong comes to light here.
-    corpus = open_corpus(config)
-    run = RunDirectory(Path(config.run.directory) / config.run.name)
-    distribution = connect(config.distribution)
-    if not distribution.is_chief:
-        logging.getLogger().setLevel(logging.WARNING)
-    plan = plan_batches(config.train, distribution.num_replicas)
-    with distribution.scope():
-        state = create_state(config, corpus.manifest.vocabulary_size)
-    progress = restore(run, config, corpus, state, distribution, fresh=fresh)
+    run = RunDirectory.of(config)
+    with Watchdog(config.watchdog, run.path) as watchdog:
+        # What the run is made of. Whatever the user got wrong comes to light here.
+        corpus = open_corpus(config)
+        if config.train.deterministic:
+            make_deterministic(config.run.seed)
+        distribution = connect(config.distribution)
+        if not distribution.is_chief:
+            logging.getLogger().setLevel(logging.WARNING)
+        watchdog.join(distribution)
+        plan = plan_batches(config.train, distribution.num_replicas)
+        with distribution.scope():
+            state = create_state(config, corpus.manifest.vocabulary_size)
+        watchdog.phase("going on from a checkpoint")
+        progress = restore(run, config, corpus, state, distribution, fresh=fresh, allowed_changes=allowed_changes)
 
-    if progress.step >= config.train.steps:
-        logger.info("nothing to do: %s has all of its %d steps; raise train.steps to go on", run.path, config.train.steps)
+        use_xla, reason = choose_compiler(config)
+        position = GraphPosition()
+        watchdog.position = position.read
+        train_steps = compile_training(config, state, distribution, plan, use_xla, position)
+        evaluation = Evaluation(config, state.weights, distribution, plan, corpus.validation, use_xla)
+        owes_evaluation = evaluation.is_due(progress.step) and _lacks_validation(run, distribution, progress.step)
+        step, num_steps = progress.step, config.train.steps
+        if step >= num_steps and not owes_evaluation:
+            logger.info("nothing to do: %s has all of its %d steps; raise train.steps to go on", run.path, num_steps)
+            distribution.close()
+            return
+
+        # Not before `connect`: workers of a cluster then take SIGTERM for themselves (TensorFlow's preemption notifier).
+        with (
+            StopRequest() as stop,
+            open_records(config, run, corpus, distribution, plan, progress, command_line) as records,
+        ):
+            _announce(config, corpus, distribution, plan, records.monitor, f"{'XLA' if use_xla else 'graph'}: {reason}")
+            # The order of the data is a function of the position: a resumed run differs from a new one only in where it
+            # begins, and so does one that goes back and steps over what made it diverge.
+            batches = _batches_from(progress, corpus, plan, distribution)
+            guard, pace = DivergenceGuard(config.divergence, progress), Pace(config)
+            stopping = _agree(distribution, stop, records, 0.0).stop
+            if owes_evaluation and not stopping:
+                stopping = not _evaluate(evaluation, distribution, stop, watchdog, records, pace)
+
+            while step < num_steps and not stopping:
+                # Many updates in one call: Python comes up for air only where something is due.
+                count = pace.next_call(step)
+                watchdog.phase(f"training, steps {step + 1} to {step + count}", pace.expected_seconds(count))
+                began = time.perf_counter()
+                history = _to_host(train_steps(batches, tf.constant(step, tf.int64), tf.constant(count)))
+                seconds = time.perf_counter() - began
+                records.write_steps(history, gather(distribution, history["sample_ids"]), seconds)
+                step += count
+
+                divergence = guard.judge(step - count, history)
+                if divergence is not None:
+                    watchdog.phase("going back to a checkpoint")
+                    progress = _go_back(config, run, state, distribution, records, divergence)
+                    batches = _batches_from(progress, corpus, plan, distribution)
+                    step, guard = progress.step, DivergenceGuard(config.divergence, progress)
+                    continue
+
+                owes_evaluation = evaluation.is_due(step)
+                if owes_evaluation:
+                    owes_evaluation = not _evaluate(evaluation, distribution, stop, watchdog, records, pace)
+                agreed = _agree(distribution, stop, records, seconds / count)
+                stopping = agreed.stop
+                pace.took(agreed.step_seconds)
+                if agreed.is_failing:
+                    records.refuse_failing()
+                # While updates are being skipped, what would be saved may be on its way into a divergence.
+                is_due = step % config.checkpoint.every == 0 and guard.skipped_in_a_row == 0
+                if stopping or agreed.save or step == num_steps or is_due:
+                    watchdog.phase("saving")
+                    records.save(state, guard)
+
+            watchdog.phase("waiting until the checkpoint is whole")
+            records.wait_until_saved(state, guard)
+        watchdog.phase("leaving together")
         distribution.close()
-        return
-
-    # The order of the data is a function of the step: a resumed run differs from a new one only in where it begins.
-    step, num_steps = progress.step, config.train.steps
-    use_xla, reason = choose_compiler(config)
-    train_steps = compile_training(config, state, distribution, plan, use_xla)
-    evaluation = Evaluation(config, state.weights, distribution, plan, corpus.validation, use_xla)
-    batches = distribution.iterate(training_batches(corpus.train, corpus.order, plan, step, distribution.replicas))
-
-    # The chief alone writes.
-    if distribution.is_chief:
-        surroundings = {"backend": distribution.name, "num_replicas": distribution.num_replicas}
-        run.begin(config, corpus.tokenizer, step, command_line, surroundings)
-    monitor = _open_monitor(config, corpus, distribution, run, step)
-    ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan)
-    _announce(config, corpus, distribution, plan, monitor, f"{'XLA' if use_xla else 'graph'}: {reason}")
-
-    stopping = False
-    with StopRequest() as stop, monitor:
-        while step < num_steps and not stopping:
-            # Many updates in one call. The first call makes a single one, so that compiling is not counted as training.
-            count = 1 if step == progress.step else _steps_until_boundary(config, step)
-            began = time.perf_counter()
-            history = _to_host(train_steps(batches, tf.constant(step, tf.int64), tf.constant(count)))
-            seconds = time.perf_counter() - began
-            _refuse_divergence(config, history, step, run)
-            ledger.consume(gather(distribution, history["sample_ids"]))
-            monitor.write_steps(step, history, seconds)
-            step += count
-
-            validation_loss = None
-            if evaluation.is_due(step):
-                result = evaluation.run()
-                monitor.write_validation(step, result)
-                validation_loss = result.loss
-
-            stopping = any_process(distribution, stop.made)
-            is_saved = stopping or step == num_steps or step % config.checkpoint.every == 0
-            if is_saved and distribution.is_chief:
-                save(run, config, corpus, state, distribution, ledger.progress(validation_loss))
-    distribution.close()
-    if step < num_steps:
-        raise Stopped(f"stopped after step {step}, which is saved; start it again and it goes on from there")
+        if stopping and (step < num_steps or owes_evaluation):
+            place = f"after step {step}, which is saved" if step else "before its first step"
+            raise Stopped(f"stopped {place}; start it again and it goes on from there")
 
 
-def _steps_until_boundary(config: Config, step: int) -> int:
-    """How many updates to make before something other than an update is due."""
-    intervals = [config.train.steps_per_loop, config.checkpoint.every, config.evaluation.every or config.train.steps]
-    return min(config.train.steps, *(step - step % every + every for every in intervals)) - step
+@dataclass(frozen=True)
+class _Agreement:
+    """What all processes know alike after a call: whether one of them was asked to stop or to save, whether the chief
+    cannot save any more, and how long an update took it."""
+
+    stop: bool
+    save: bool
+    is_failing: bool
+    step_seconds: float
+
+
+def _agree(distribution: Distribution, stop: StopRequest, records: Records, step_seconds: float) -> _Agreement:
+    microseconds = round(1e6 * step_seconds) if distribution.is_chief else 0
+    mine = np.array([stop.stop, stop.take_save(), records.is_failing, microseconds], np.int64)
+    stopping, saving, failing, total = distribution.sum_over_processes(mine).tolist()
+    return _Agreement(bool(stopping), bool(saving), bool(failing), total / 1e6)
+
+
+def _batches_from(progress: Progress, corpus: Corpus, plan: BatchPlan, distribution: Distribution) -> Iterator[Any]:
+    return distribution.iterate(training_batches(corpus.train, corpus.order, plan, progress.num_samples, distribution.replicas))
 
 
 def _to_host(history: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in history.items()}
 
 
-def _refuse_divergence(config: Config, history: Mapping[str, np.ndarray], first_step: int, run: RunDirectory) -> None:
-    """Ends the run before weights that are no longer numbers reach a checkpoint. In float16 an overflowing gradient only
-    lowers the loss scale."""
-    watched = ("loss",) if config.train.precision == "float16" else ("loss", "gradient_norm")
-    for name in watched:
-        finite = np.isfinite(history[name])
-        if not finite.all():
-            index = int(np.argmin(finite))
-            raise Diverged(
-                f"{name} of step {first_step + index + 1} is {history[name][index]}; the checkpoints in {run.checkpoints} are "
-                "from before it: lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or set optimizer.clip_norm"
-            )
+def _evaluate(
+    evaluation: Evaluation,
+    distribution: Distribution,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    records: Records,
+    pace: Pace,
+) -> bool:
+    """Evaluates and writes the result; False where it was given up, since a process was asked to stop."""
+    step = records.progress.step
+    watchdog.phase(f"evaluation at step {step}", evaluation.longest_call_seconds)
+    for result in evaluation.calls(pace.largest_call):
+        if result.is_whole:
+            records.write_validation(result)
+        elif any_process(distribution, stop.stop):
+            logger.info("step %d: the evaluation is given up, since the run is to stop; it will be made up for", step)
+            return False
+        watchdog.phase(f"evaluation at step {step}", evaluation.longest_call_seconds)
+    return True
 
 
-def _open_monitor(config: Config, corpus: Corpus, distribution: Distribution, run: RunDirectory, step: int) -> Monitor:
-    """The chief's monitor writes; the others' does nothing."""
-    vocabulary_size, num_devices = corpus.manifest.vocabulary_size, throughput.num_devices(distribution)
-    if not distribution.is_chief:
-        return Monitor(config, vocabulary_size, num_devices, writers=())
-    return Monitor.of_run(config, vocabulary_size, num_devices, run, step)
+def _lacks_validation(run: RunDirectory, distribution: Distribution, step: int) -> bool:
+    """Whether the evaluation at the step that the run goes on from was given up."""
+    return bool(chiefs(distribution, int(run.metrics.exists() and not has_validation(run.metrics, step))))
+
+
+def _go_back(
+    config: Config,
+    run: RunDirectory,
+    state: TrainingState,
+    distribution: Distribution,
+    records: Records,
+    divergence: Divergence,
+) -> Progress:
+    """Back to the last good checkpoint before a divergence, and over the samples that led there.
+
+    Raises Diverged where that was done as often as it may be. Where going back has led no further than before, it goes
+    back beyond the checkpoint that it began from.
+    """
+    rollbacks = records.progress.rollbacks
+    gives_up = len(rollbacks) >= config.divergence.max_rollbacks
+    before_step = divergence.begun
+    if rollbacks and divergence.step <= rollbacks[-1].from_step:
+        before_step = min(before_step, rollbacks[-1].to_step)
+    records.wait_for_saver()
+    target = roll_back(run, config, state, distribution, before_step)
+    if gives_up:
+        tried = "".join(f"; went back {rollback}" for rollback in rollbacks)
+        raise Diverged(
+            f"step {divergence.step}: {divergence.reason}{tried}; that is as often as divergence.max_rollbacks allows; the "
+            f"checkpoints in {run.checkpoints} are from before it: lower optimizer.learning_rate, lengthen "
+            "optimizer.warmup_steps, or set optimizer.clip_norm"
+        )
+    rollback = records.roll_back(target, divergence)
+    if distribution.is_chief:
+        logger.warning("diverged: went back %s", rollback)
+    return records.progress
 
 
 def _announce(

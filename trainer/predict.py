@@ -31,7 +31,7 @@ def predict_run(path: Path, prompts: Iterable[str], sampling: SamplingConfig, ch
     not there, or a prompt with what shall follow is longer than the model's sequences.
     """
     run, config = open_run(path)
-    chosen = choose_checkpoint(run.checkpoints, checkpoint)
+    chosen = choose_checkpoint(run.checkpoints, checkpoint, config.checkpoint.best_metric)
     tokenizer = Tokenizer.load(run.tokenizer)
     connect(DistributionConfig(backend="single"))
     weights = create_weights(config, tokenizer.vocabulary_size)

@@ -5,11 +5,13 @@ Axes: A micro-batches of an update, M rows of a micro-batch on one replica, T to
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.config import BatchPlan, Config
@@ -17,6 +19,7 @@ from trainer.distribution import Distribution
 from trainer.models.blocks import DropoutKey
 from trainer.models.parameters import Parameter, parameters
 from trainer.optimizer import learning_rate, update_weight
+from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
 from trainer.tasks import language_modeling
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
@@ -27,6 +30,7 @@ REPORTED = {
     "gradient_norm": tf.float32,
     "learning_rate": tf.float32,
     "loss_scale": tf.float32,
+    "is_skipped": tf.bool,
     "data_wait_seconds": tf.float64,
     "sample_ids": tf.int64,
 }
@@ -68,9 +72,19 @@ def create_state(config: Config, vocabulary_size: int) -> TrainingState:
         weights=create_weights(config, vocabulary_size),
         first_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in specification.items()},
         second_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in specification.items()},
-        loss_scale=tf.Variable(config.train.initial_loss_scale if config.train.precision == "float16" else 1.0),
+        loss_scale=tf.Variable(_initial_loss_scale(config)),
         steps_since_overflow=tf.Variable(0.0),
     )
+
+
+def reset_state(config: Config, state: TrainingState) -> None:
+    """Makes a run's variables again what they were when it began."""
+    for name, parameter in state.parameters.items():
+        state.weights[name].assign(_initial_value(parameter, config.run.seed, name))
+        state.first_moments[name].assign(tf.zeros(parameter.shape))
+        state.second_moments[name].assign(tf.zeros(parameter.shape))
+    state.loss_scale.assign(_initial_loss_scale(config))
+    state.steps_since_overflow.assign(0.0)
 
 
 def choose_compiler(config: Config) -> tuple[bool, str]:
@@ -88,23 +102,29 @@ def choose_compiler(config: Config) -> tuple[bool, str]:
 
 
 def compile_training(
-    config: Config, state: TrainingState, distribution: Distribution, plan: BatchPlan, use_xla: bool
+    config: Config,
+    state: TrainingState,
+    distribution: Distribution,
+    plan: BatchPlan,
+    use_xla: bool,
+    position: GraphPosition,
 ) -> Callable[[Iterator[Any], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
-    """A function (batches, first_step, num_steps) that makes so many updates in one call.
+    """A function (batches, first_step, num_steps) that makes so many updates in one call, and marks its `position`.
 
     It returns, for each step [num_steps]: `loss` (nats per token, mean over the global batch), `num_tokens`,
-    `gradient_norm` (before clipping), `learning_rate`, `loss_scale`, `data_wait_seconds`; and `sample_ids`
-    [num_steps, local replicas, A, M], read off the batches.
+    `gradient_norm` (before clipping), `learning_rate`, `loss_scale`, `data_wait_seconds`; `is_skipped`: whether the
+    update was left out since loss or gradient were not finite; and `sample_ids` [num_steps, local replicas, A, M], read
+    off the batches.
     """
-    update = _update_function(config, state, distribution, plan, use_xla)
+    update = _update_function(config, state, distribution, plan, use_xla, position)
 
     def one_step(batches: Iterator[Any], step: tf.Tensor) -> dict[str, tf.Tensor]:
-        asked = tf.timestamp()
-        with tf.control_dependencies([asked]):
+        asked = _now(config)
+        with tf.control_dependencies([asked, position.mark(step, WAITING_FOR_BATCH)]):
             batch = next(batches)
         sample_ids = tf.stack(distribution.local(batch["sample_ids"]))
         with tf.control_dependencies([sample_ids]):
-            arrived = tf.timestamp()
+            arrived = _now(config)
         result = distribution.run(update, (batch, step, arrived))
         reported = {name: distribution.local(value)[0] for name, value in result.items()}
         return reported | {"data_wait_seconds": arrived - asked, "sample_ids": sample_ids}
@@ -126,7 +146,8 @@ def compile_training(
 def compile_evaluation(
     config: Config, weights: Mapping[str, tf.Variable], distribution: Distribution, plan: BatchPlan, use_xla: bool
 ) -> Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """A function (batches, num_batches) that returns the sum of the losses and the number of tokens, over all replicas."""
+    """A function (batches, num_batches) that returns, for each batch, the sum of its losses and the number of its tokens
+    over all replicas: two float64 [num_batches]."""
     dtype = PRECISIONS[config.train.precision]
 
     @tf.function(jit_compile=use_xla, autograph=False)
@@ -145,20 +166,26 @@ def compile_evaluation(
 
     @tf.function(autograph=False)
     def evaluate(batches: Iterator[Any], num_batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def body(index: tf.Tensor, *totals: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def body(index: tf.Tensor, *arrays: tf.TensorArray) -> tuple[Any, ...]:
             sums = distribution.run(replica_sums, (next(batches),))
-            added = [tf.cast(distribution.local(each)[0], tf.float64) for each in sums]
-            return index + 1, *(total + part for total, part in zip(totals, added, strict=True))
+            values = [tf.cast(distribution.local(each)[0], tf.float64) for each in sums]
+            return index + 1, *(array.write(index, value) for array, value in zip(arrays, values, strict=True))
 
-        zero = tf.zeros((), tf.float64)
-        _, *totals = tf.while_loop(lambda index, *_: index < num_batches, body, (0, zero, zero), parallel_iterations=1)
-        return tuple(totals)
+        arrays = [tf.TensorArray(tf.float64, num_batches) for _ in range(2)]
+        _, *arrays = tf.while_loop(lambda index, *_: index < num_batches, body, (0, *arrays), parallel_iterations=1)
+        loss_sums, num_tokens = (array.stack() for array in arrays)
+        return loss_sums, num_tokens
 
     return evaluate
 
 
 def _update_function(
-    config: Config, state: TrainingState, distribution: Distribution, plan: BatchPlan, use_xla: bool
+    config: Config,
+    state: TrainingState,
+    distribution: Distribution,
+    plan: BatchPlan,
+    use_xla: bool,
+    position: GraphPosition,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """One update, as a replica sees it."""
     differentiate = tf.function(_differentiation(config, list(state.weights)), jit_compile=use_xla, autograph=False)
@@ -171,7 +198,8 @@ def _update_function(
     wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length * sum_scale)
 
     def update(batch: dict[str, tf.Tensor], step: tf.Tensor, arrived: tf.Tensor) -> dict[str, tf.Tensor]:
-        with tf.control_dependencies([arrived]):  # else the clock could be read while the computation is under way
+        # The clock is to be read before the computation is under way.
+        with tf.control_dependencies([arrived, position.mark(step, COMPUTING)]):
             batch = {name: tf.identity(value) for name, value in batch.items()}
         values = [tf.convert_to_tensor(weight) for weight in state.weights.values()]
         loss_scale = tf.convert_to_tensor(state.loss_scale)
@@ -180,19 +208,23 @@ def _update_function(
             rows = (batch[name][index] for name in ("inputs", "targets", "first_row"))
             return differentiate(values, *rows, step, loss_scale * sum_scale)
 
-        sums = _sum_over_micro_batches(micro_batch, plan.num_micro_batches)
-        *gradients, loss_sum, num_tokens = _reduce(config, distribution, sums, wire_scale)
+        sums = _after(lambda: position.mark(step, REDUCING), _sum_over_micro_batches(micro_batch, plan.num_micro_batches))
+        reduced = _reduce(config, distribution, sums, wire_scale)
+        *gradients, loss_sum, num_tokens = _after(lambda: position.mark(step, UPDATING), reduced)
 
         divisor = tf.maximum(num_tokens, 1.0) * loss_scale * sum_scale
         norm = tf.linalg.global_norm(gradients) / divisor
         clip_norm = config.optimizer.clip_norm
         factor = (1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / norm)) / divisor
         rate = learning_rate(config.optimizer, config.train.steps, step)
-        finite = tf.math.is_finite(norm)
+        # Sums over all replicas: they agree on whether the update is made.
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss_sum)
+        # In float16 a gradient that overflows is no divergence while the loss scale can be lowered.
+        overflowed = tf.math.is_finite(loss_sum) & (loss_scale > 1.0) if scaled else tf.constant(False)
         distribution.update(
-            _weight_update(config, scaled),
+            _weight_update(config),
             [
-                (weight, first, second, gradient, state.parameters[name].decays, factor, rate, step, finite)
+                (weight, first, second, gradient, state.parameters[name].decays, factor, rate, step)
                 for (name, weight), first, second, gradient in zip(
                     state.weights.items(),
                     state.first_moments.values(),
@@ -201,16 +233,19 @@ def _update_function(
                     strict=True,
                 )
             ],
+            only_if=finite,
         )
         if scaled:
             change = (state.loss_scale, state.steps_since_overflow, finite)
-            distribution.update(_loss_scale_update(config.train.loss_scale_growth_steps), [change])
+            change_scale = _loss_scale_update(config.train.loss_scale_growth_steps)
+            distribution.update(change_scale, [change], only_if=tf.constant(True))
         return {
             "loss": loss_sum / tf.maximum(num_tokens, 1.0),
             "num_tokens": num_tokens,
             "gradient_norm": norm,
             "learning_rate": rate,
             "loss_scale": loss_scale,
+            "is_skipped": ~finite & ~overflowed,
         }
 
     return update
@@ -262,8 +297,23 @@ def _reduce(config: Config, distribution: Distribution, sums: list[tf.Tensor], w
     return [*wide, *distribution.all_reduce([loss_sum, num_tokens])]
 
 
-def _weight_update(config: Config, skips: bool) -> Callable[..., None]:
-    """The change of one weight; with `skips`, none at all where the gradients overflowed."""
+def _now(config: Config) -> tf.Tensor:
+    """Seconds of the clock when the graph comes here. With op determinism TensorFlow refuses to read it; Python does not."""
+    if not config.train.deterministic:
+        return tf.timestamp()
+    return tf.ensure_shape(tf.numpy_function(lambda: np.float64(time.time()), [], tf.float64), ())
+
+
+def _after(mark: Callable[[], tf.Operation], tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The tensors, once all of them are there and `mark` has been carried out."""
+    with tf.control_dependencies(tensors):
+        marked = mark()
+    with tf.control_dependencies([marked]):
+        return [tf.identity(tensor) for tensor in tensors]
+
+
+def _weight_update(config: Config) -> Callable[..., None]:
+    """The change of one weight."""
 
     def change(
         weight: tf.Variable,
@@ -274,17 +324,8 @@ def _weight_update(config: Config, skips: bool) -> Callable[..., None]:
         factor: tf.Tensor,
         rate: tf.Tensor,
         step: tf.Tensor,
-        finite: tf.Tensor,
     ) -> None:
-        def apply() -> tf.Tensor:
-            scaled = gradient * factor
-            update_weight(config.optimizer, decays, weight, first_moment, second_moment, scaled, rate, step)
-            return tf.constant(True)
-
-        if skips:
-            tf.cond(finite, apply, lambda: tf.constant(False))
-        else:
-            apply()
+        update_weight(config.optimizer, decays, weight, first_moment, second_moment, gradient * factor, rate, step)
 
     return change
 
@@ -299,6 +340,10 @@ def _loss_scale_update(growth_steps: int) -> Callable[..., None]:
         steps_since_overflow.assign(tf.where(quiet >= growth_steps, 0.0, quiet))
 
     return change
+
+
+def _initial_loss_scale(config: Config) -> float:
+    return config.train.initial_loss_scale if config.train.precision == "float16" else 1.0
 
 
 def _initial_value(parameter: Parameter, seed: int, name: str) -> tf.Tensor:

@@ -82,7 +82,7 @@ def assert_consumed_in_order(settings: Config, num_replicas: int) -> None:
     assert ledger_hash(run) == expected_hash(settings)
     lines = json_lines(run / "ledger.jsonl")
     assert {line["num_replicas"] for line in lines} == {num_replicas}
-    ranges = [(line["first_step"], line["step"]) for line in lines if "hash" in line]
+    ranges = [(line["first_step"], line["step"]) for line in lines if "first_step" in line]
     assert ranges[0][0] == 1 and ranges[-1][1] == settings.train.steps
     assert all(later[0] == earlier[1] + 1 for earlier, later in itertools.pairwise(ranges))
     state = json.loads((run / "checkpoints" / f"step-{settings.train.steps:08d}" / "state.json").read_text())

@@ -2,100 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from launch.machine import find_machine, free_ports
-
-ROOT = Path(__file__).parents[2]
-
-# The launcher under test: `{workers}` programs, each with its rank as argument.
-LAUNCHER = """
-import logging, sys
-from launch import local
-from launch.plan import Process
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-program, count = sys.argv[1], int(sys.argv[2])
-workers = [Process(str(rank), (sys.executable, "-u", "-c", program, str(rank))) for rank in range(count)]
-sys.exit(local.run(workers, grace_seconds=1.0))
-"""
-
-# A worker that says where it is, and that saves when it is asked to stop.
-STOPPABLE = """
-import os, signal, sys, time
-def stop(number, frame):
-    time.sleep(0.3)
-    print("saved after", signal.Signals(number).name)
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGINT, stop)
-print("pid", os.getpid())
-time.sleep(60)
-"""
-
-STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGINT, signal.SIG_IGN);"
-
-HOROVOD_LAUNCHER = """
-import logging, sys
-from launch import horovod
-from launch.machine import find_machine
-from launch.plan import Process
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-command = (find_machine().horovodrun, "--gloo", "-np", sys.argv[2], sys.executable, "-u", "-c", sys.argv[1])
-sys.exit(horovod.run(Process("horovodrun", command)))
-"""
-
-
-def launch(program: str, num_workers: int, launcher: str = LAUNCHER) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", launcher, program, str(num_workers)],
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(program: str, num_workers: int, launcher: str = LAUNCHER) -> tuple[int, list[str], str]:
-    """Exit code, lines of stdout in order of rank, and stderr."""
-    launched = launch(program, num_workers, launcher)
-    out, err = launched.communicate(timeout=60)
-    return launched.returncode, sorted(out.splitlines()), err
-
-
-def read_pids(launched: subprocess.Popen[str], count: int) -> list[int]:
-    """Waits until all workers have said their process number."""
-    assert launched.stdout is not None
-    return [int(launched.stdout.readline().split()[-1]) for _ in range(count)]
-
-
-def are_gone(pids: list[int], seconds: float = 10.0) -> bool:
-    return becomes_true(lambda: not any(is_alive(pid) for pid in pids), seconds)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
+from tests.unit.launch_programs import LAUNCHER, ROOT, STOPPABLE, STUBBORN, are_gone, launch, read_pids, run
 
 
 def test_every_line_has_the_rank_before_it() -> None:
@@ -193,6 +110,114 @@ print("child", child.pid)
     assert are_gone(pids)
 
 
+def test_a_daemon_that_left_its_worker_is_not_left_behind() -> None:
+    """In a session of its own, and no longer below any worker: only the mark of the launch finds it."""
+    program = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print("daemon", os.getpid())
+        os.close(1), os.close(2)
+        time.sleep(60)
+    os._exit(0)
+os.wait()
+time.sleep(0.5)
+"""
+    launched = launch(program, 1)
+    pids = read_pids(launched, 1)
+    launched.communicate(timeout=30)
+    assert launched.returncode == 0
+    assert are_gone(pids, seconds=2.0)
+
+
+def test_a_stopped_worker_ends_with_the_others() -> None:
+    program = """
+import os, signal, sys, time
+print("pid", os.getpid())
+if sys.argv[1] == "0":
+    os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(1.0)
+sys.exit(70)
+"""
+    launched = launch(program, 2)
+    pids = read_pids(launched, 2)
+    _, err = launched.communicate(timeout=30)
+    assert launched.returncode == 70
+    assert "did not end within 1 s: killing" in err
+    assert are_gone(pids)
+
+
+def test_sigusr1_reaches_those_that_listen_and_no_others() -> None:
+    program = """
+import os, signal, sys, time
+saves = []
+if sys.argv[1] == "1":
+    signal.signal(signal.SIGUSR1, lambda number, frame: saves.append("saved"))
+print("pid", os.getpid())
+time.sleep(1.5)
+print(*saves)
+"""
+    launched = launch(program, 2)
+    pids = read_pids(launched, 2)
+    launched.send_signal(signal.SIGUSR1)
+    out, err = launched.communicate(timeout=30)
+    assert sorted(out.splitlines()) == ["[0] ", "[1] saved"]
+    assert err == "SIGUSR1: asked the workers to save and go on.\n"
+    assert launched.returncode == 0
+    assert are_gone(pids)
+
+
+def test_sigusr1_that_nobody_listens_for_is_told() -> None:
+    launched = launch("import os, time; print('pid', os.getpid()); time.sleep(1.5)", 1)
+    read_pids(launched, 1)
+    launched.send_signal(signal.SIGUSR1)
+    _, err = launched.communicate(timeout=30)
+    assert (launched.returncode, err) == (0, "SIGUSR1: no worker listens for it yet.\n")
+
+
+CHANGING_LAUNCHER = LAUNCHER.replace(
+    "    sys.exit(local.run(workers, requests, grace_seconds=1.0))",
+    """    began = time.monotonic()
+    change = lambda: "workers 2 -> 1" if time.monotonic() - began > 1.0 else None
+    code = local.run(workers, requests, change=change)
+    print("asked to stop:", requests.stop)
+    sys.exit(code)""",
+).replace("import logging, sys", "import logging, sys, time")
+
+
+def test_a_change_asks_the_workers_to_save_and_stop() -> None:
+    launched = launch(STOPPABLE, 2, CHANGING_LAUNCHER)
+    out, err = launched.communicate(timeout=30)
+    assert launched.returncode == 75
+    assert [line for line in out.splitlines() if "pid" not in line][-1] == "asked to stop: False"
+    assert out.count("saved after SIGTERM") == 2
+    assert err == "workers 2 -> 1; asking the workers to save and stop.\n"
+
+
+def test_the_first_signal_during_a_change_does_not_kill() -> None:
+    launched = launch(STOPPABLE.replace("0.3", "2"), 1, CHANGING_LAUNCHER)
+    read_pids(launched, 1)
+    assert launched.stderr is not None
+    assert "asking the workers" in launched.stderr.readline()
+    launched.terminate()
+    out, _ = launched.communicate(timeout=30)
+    assert launched.returncode == 75
+    assert out.splitlines() == ["[0] saved after SIGTERM", "asked to stop: True"]
+
+
+def test_a_process_in_the_terminal_keeps_it() -> None:
+    launcher = LAUNCHER.replace("grace_seconds=1.0", "in_terminal=True")
+    program = "import sys; print(sys.stdin.isatty(), sys.stdout.isatty(), sys.stderr.isatty()); sys.exit(75)"
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-u", "-c", launcher, program, "1"]
+    launched = subprocess.Popen(argv, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert os.read(ours, 1000).decode() == "True True True\r\n"
+    assert launched.wait(timeout=30) == 75
+    os.close(ours)
+
+
 def test_a_single_process_takes_the_launchers_place() -> None:
     program = "import os, sys; print(os.getpid(), os.environ['GIVEN'], sys.argv[1]); sys.exit(75)"
     launcher = (
@@ -214,30 +239,3 @@ def test_free_ports_differ() -> None:
 def test_gpus_are_those_that_cuda_shall_see(visible: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert find_machine().gpus == expected
-
-
-needs_horovod = pytest.mark.skipif(importlib.util.find_spec("horovod") is None, reason="Horovod is not installed")
-
-
-@needs_horovod
-@pytest.mark.processes
-def test_horovodrun_keeps_the_exit_code_of_the_rank_that_failed() -> None:
-    program = "import os, sys, time; print('hello'); os.environ['HOROVOD_RANK'] == '1' and sys.exit(3); time.sleep(60)"
-    code, out, err = run(program, 2, HOROVOD_LAUNCHER)
-    assert code == 3
-    assert "[1] hello" in out
-    assert err.splitlines()[-1] == "Worker 1 failed with exit code 3."
-    assert "Traceback" not in err
-
-
-@needs_horovod
-@pytest.mark.processes
-def test_ranks_of_horovodrun_may_save_when_asked_to_stop() -> None:
-    """Six seconds: more than the five that horovodrun itself would leave them."""
-    launched = launch(STOPPABLE.replace("0.3", "6"), 2, HOROVOD_LAUNCHER)
-    pids = read_pids(launched, 2)
-    launched.terminate()
-    out, _ = launched.communicate(timeout=60)
-    assert sorted(out.splitlines()) == ["[0] saved after SIGTERM", "[1] saved after SIGTERM"]
-    assert launched.returncode == 75
-    assert are_gone(pids)

@@ -100,6 +100,13 @@ def test_overrides_and_fresh_reach_the_training(small_config: Path) -> None:
     assert training.argv("run.seed=2") == ("train", str(small_config), "train.steps=5", "run.seed=2", "--fresh")
 
 
+def test_a_restart_goes_on_from_what_the_first_start_left_with_what_may_change(small_config: Path) -> None:
+    training = Training(("train",), small_config, fresh=True, allowed_changes=("optimizer", "run.seed"))
+    changes = ("--allow-change", "optimizer", "--allow-change", "run.seed")
+    assert training.argv() == ("train", str(small_config), "--fresh", *changes)
+    assert training.again().argv() == ("train", str(small_config), *changes)
+
+
 def test_horovod_over_hosts(small_config: Path) -> None:
     training = Training(("train",), small_config)
     planned = plan_horovod(load_config(small_config), training, 8, CPU, hosts="a:4,b:4", ssh_port=2222)

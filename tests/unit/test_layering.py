@@ -28,6 +28,19 @@ WITHOUT_TENSORFLOW = (
     "trainer.data.manifest",
     "trainer.errors",
     "trainer.models.parameters",
+    # The watchdog must be there before TensorFlow, and start no runtime; checkpoints are listed without it.
+    "trainer.checkpoint",
+    "trainer.checkpoint_lock",
+    "trainer.divergence",
+    "trainer.monitor.departure",
+    "trainer.monitor.heartbeats",
+    "trainer.monitor.position",
+    "trainer.monitor.roll_call",
+    "trainer.monitor.watchdog",
+    "trainer.pace",
+    "trainer.progress",
+    "trainer.saver",
+    "trainer.stop",
 )
 
 

@@ -18,7 +18,8 @@ from tests.training import json_lines, training_config
 from trainer.config import Config
 from trainer.evaluate import Result
 from trainer.models.parameters import flops_per_token
-from trainer.monitor import Monitor, throughput
+from trainer.monitor import throughput
+from trainer.monitor.monitor import Monitor
 from trainer.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -50,6 +51,7 @@ def history(steps: Iterable[int], offset: float = 0.0) -> dict[str, np.ndarray]:
         "learning_rate": np.full_like(steps, 1e-3),
         "loss_scale": np.full_like(steps, 1024.0),
         "data_wait_seconds": np.full(steps.shape, 0.001),
+        "is_skipped": np.zeros(steps.shape, bool),
         "sample_ids": np.zeros((len(steps), 1, 1, 8), np.int64),
     }
 
@@ -66,7 +68,7 @@ def charts(run: RunDirectory, split: str, tag: str = "loss") -> dict[int, float]
 def test_each_logged_step_has_the_fields_that_the_design_names(tmp_path: Path, run: RunDirectory) -> None:
     with Monitor.of_run(config(tmp_path), VOCABULARY_SIZE, 1, run, 0) as monitor:
         monitor.write_steps(0, history([1, 2, 3, 4]), seconds=2.0)
-        monitor.write_validation(4, Result(loss=3.0, num_tokens=512, seconds=0.25))
+        monitor.write_validation(4, Result(loss=3.0, num_tokens=512, seconds=0.25, is_whole=True))
     *train, validation = json_lines(run.metrics)
     assert [line["step"] for line in train] == [1, 2, 3, 4]
     assert train[0].keys() == {
@@ -79,6 +81,7 @@ def test_each_logged_step_has_the_fields_that_the_design_names(tmp_path: Path, r
         "tokens_per_second",
         "step_seconds",
         "data_wait_seconds",
+        "skipped_updates",
         "model_flops_utilization",
         "peak_memory_bytes",
     }
@@ -123,7 +126,7 @@ def test_the_loss_scale_is_told_in_float16_alone(tmp_path: Path, run: RunDirecto
 def test_tensorboard_shows_train_and_validation_in_one_chart(tmp_path: Path, run: RunDirectory) -> None:
     with Monitor.of_run(config(tmp_path), VOCABULARY_SIZE, 1, run, 0) as monitor:
         monitor.write_steps(0, history([1, 2, 3]), seconds=1.0)
-        monitor.write_validation(3, Result(2.5, 512, 0.25))
+        monitor.write_validation(3, Result(2.5, 512, 0.25, True))
     assert charts(run, "train") == {1: 1.0, 2: 2.0, 3: 3.0}
     assert charts(run, "validation") == {3: 2.5}
     assert charts(run, "train", "gradient_norm") == {1: 0.5, 2: 0.5, 3: 0.5}
@@ -135,8 +138,8 @@ def test_after_a_resume_no_step_is_there_twice(tmp_path: Path, run: RunDirectory
     settings = config(tmp_path)
     with Monitor.of_run(settings, VOCABULARY_SIZE, 1, run, 0) as monitor:
         monitor.write_steps(0, history(range(1, 10)), seconds=1.0)
-        monitor.write_validation(4, Result(2.5, 512, 0.25))
-        monitor.write_validation(8, Result(2.25, 512, 0.25))
+        monitor.write_validation(4, Result(2.5, 512, 0.25, True))
+        monitor.write_validation(8, Result(2.25, 512, 0.25, True))
     with run.metrics.open("a") as file:
         file.write('{"step": 10, "split": "tra')
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -161,7 +164,7 @@ def test_each_step_is_there_to_be_read_as_soon_as_it_is_written(tmp_path: Path, 
 def test_a_monitor_without_writers_writes_nothing(tmp_path: Path) -> None:
     with Monitor(config(tmp_path), VOCABULARY_SIZE, 2, writers=()) as monitor:
         monitor.write_steps(0, history([1]), seconds=1.0)
-        monitor.write_validation(1, Result(2.5, 512, 0.25))
+        monitor.write_validation(1, Result(2.5, 512, 0.25, True))
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +174,7 @@ def test_a_log_has_one_line_a_step(tmp_path: Path, run: RunDirectory, caplog: py
         Monitor.of_run(config(tmp_path), VOCABULARY_SIZE, 1, run, 0) as monitor,
     ):
         monitor.write_steps(0, history([1, 2]), seconds=1.0)
-        monitor.write_validation(2, Result(2.5, 512, 0.25))
+        monitor.write_validation(2, Result(2.5, 512, 0.25, True))
     told = [record.getMessage() for record in caplog.records if record.name.startswith("trainer.monitor")]
     assert len(told) == 3
     assert "step  1/20" in told[0] and "tokens/s" in told[0] and "validation loss 2.5" in told[2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,18 @@ from trainer.data.windows import Samples
 
 @dataclass(frozen=True)
 class Corpus:
-    """The training samples in their order, the validation samples, and the tokenizer that both were made with."""
+    """The training samples in their order, the validation samples, and the tokenizer that both were made with.
+
+    `fingerprint` is that of the training text; `order_fingerprint`, of all that makes sample ids mean what they mean.
+    """
 
     manifest: StoreManifest
     tokenizer: Path
     train: Sequence[Samples]
     validation: Sequence[Samples]
     order: SampleOrder
+    fingerprint: str
+    order_fingerprint: str
 
 
 def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corpus:
@@ -43,4 +50,10 @@ def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corp
         validation = open_samples(store, "validation", sequence_length=length, pack=pack, fingerprint=fingerprint)
     weights = [source.weight for source in config.data.train if source.weight is not None]
     order = SampleOrder([samples.num_samples for samples in train], weights or None, config.run.seed)
-    return Corpus(manifest, store / TOKENIZER_NAME, train, validation, order)
+    fingerprint = _sha256("".join(part.sha256 for dataset in manifest.train for part in dataset.parts))
+    order_fingerprint = _sha256(json.dumps([fingerprint, manifest.tokenizer_fingerprint, weights, length, pack]))
+    return Corpus(manifest, store / TOKENIZER_NAME, train, validation, order, fingerprint, order_fingerprint)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -5,6 +5,7 @@ It does not depend on how many replicas there are, and the millionth step costs 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 
@@ -48,6 +49,12 @@ class SampleOrder:
     @property
     def num_samples(self) -> int:
         return int(self._firsts[-1])
+
+    def with_seed(self, seed: int) -> SampleOrder:
+        """The order of the same data under another seed."""
+        order = copy.copy(self)
+        order._seed = seed
+        return order
 
     def sample_ids(self, first: int, count: int) -> Int64Array:
         """The ids of the samples `first ... first + count - 1` of the run."""

@@ -25,10 +25,10 @@ PADDING_ID = -1
 
 
 def training_batches(
-    samples: Sequence[Samples], order: SampleOrder, plan: BatchPlan, first_step: int, replicas: range
+    samples: Sequence[Samples], order: SampleOrder, plan: BatchPlan, first_sample: int, replicas: range
 ) -> tf.data.Dataset:
-    """The batches of the steps from `first_step` on, without end, for the replicas of this process."""
-    return _batches(samples, order, plan, first_step, replicas, order.sample_ids)
+    """The batches from the position `first_sample` of the order on, without end, for the replicas of this process."""
+    return _batches(samples, order, plan, first_sample, replicas, order.sample_ids)
 
 
 def evaluation_batches(
@@ -58,7 +58,7 @@ def _batches(
     samples: Sequence[Samples],
     order: SampleOrder,
     plan: BatchPlan,
-    first_step: int,
+    first_sample: int,
     replicas: range,
     sample_ids: Callable[[int, int], Int64Array],
 ) -> tf.data.Dataset:
@@ -68,7 +68,7 @@ def _batches(
     def read(element: np.int64) -> tuple[np.ndarray, np.ndarray, Int64Array, Int64Array]:
         step, replica_number = divmod(int(element), len(replicas))
         first_rows = list(plan.first_rows(replicas[replica_number]))
-        firsts = [step * plan.global_batch_size + row for row in first_rows]
+        firsts = [first_sample + step * plan.global_batch_size + row for row in first_rows]
         ids = np.concatenate([sample_ids(first, num_rows) for first in firsts])
         inputs, targets = _gather(samples, order, ids, length)
         return inputs, targets, ids, np.asarray(first_rows, np.int64)
@@ -84,7 +84,7 @@ def _batches(
             "first_row": tf.reshape(first_rows, (num_micro_batches,)),
         }
 
-    dataset = tf.data.Dataset.counter(start=first_step * len(replicas), dtype=tf.int64)
+    dataset = tf.data.Dataset.counter(dtype=tf.int64)
     dataset = dataset.map(element_of, num_parallel_calls=NUM_READERS, deterministic=True)
     return dataset.prefetch(NUM_PREFETCHED).with_options(_options())
 

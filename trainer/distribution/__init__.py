@@ -4,6 +4,7 @@ Nothing outside this package imports `horovod.tensorflow` or names `tf.distribut
 """
 
 from trainer.distribution.choice import connect
-from trainer.distribution.protocol import Distribution, any_process, chiefs, gather
+from trainer.distribution.devices import make_deterministic
+from trainer.distribution.protocol import Distribution, any_process, chiefs, chiefs_bytes, gather, on_chief
 
-__all__ = ["Distribution", "any_process", "chiefs", "connect", "gather"]
+__all__ = ["Distribution", "any_process", "chiefs", "chiefs_bytes", "connect", "gather", "make_deterministic", "on_chief"]

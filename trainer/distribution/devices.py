@@ -66,3 +66,12 @@ def share_cores(local_rank: int, local_size: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(len(cores))
     except RuntimeError as error:
         raise BackendError(f"threads set after TensorFlow has started: {error}") from error
+
+
+def make_deterministic(seed: int) -> None:
+    """Has TensorFlow take only kernels that give the same bits each time; one that has none raises UnimplementedError.
+
+    Source: tensorflow.org/api_docs/python/tf/config/experimental/enable_op_determinism.
+    """
+    tf.random.set_seed(seed)
+    tf.config.experimental.enable_op_determinism()

@@ -6,6 +6,7 @@ Horovod's Keras wrappers do not know Keras 3 and are not used.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,7 @@ class HorovodDistribution(OneReplica):
         self.rank, self.num_processes = hvd.rank(), hvd.size()
         self.num_replicas, self.replicas = self.num_processes, range(self.rank, self.rank + 1)
         self.is_chief = self.rank == 0
+        self.address = _address(is_one_machine=hvd.local_size() == hvd.size())
         devices.share_cores(hvd.local_rank(), hvd.local_size())
         devices.use_gpu(hvd.local_rank(), hvd.local_size())
 
@@ -59,6 +61,14 @@ class HorovodDistribution(OneReplica):
     def close(self) -> None:
         self.sum_over_processes(np.zeros(1, np.int64))
         self._hvd.shutdown()
+
+
+def _address(is_one_machine: bool) -> str:
+    """The name that `horovodrun` was given for this machine; mpirun sets none."""
+    if is_one_machine:
+        return "localhost"
+    name = os.environ.get("HOROVOD_HOSTNAME", "localhost")
+    return socket.gethostname() if name in ("localhost", "127.0.0.1") else name
 
 
 def _first_line(error: Exception) -> str:

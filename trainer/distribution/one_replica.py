@@ -21,9 +21,13 @@ class OneReplica:
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
 
-    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-        for each in arguments:
-            function(*each)
+    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], only_if: tf.Tensor) -> None:
+        def change_all() -> tf.Tensor:
+            for each in arguments:
+                function(*each)
+            return tf.constant(True)
+
+        tf.cond(only_if, change_all, lambda: tf.constant(False))
 
     def local(self, value: Any) -> tuple[Any, ...]:
         return (value,)

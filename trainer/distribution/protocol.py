@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
+
+from trainer.errors import UserError
+
+Result = TypeVar("Result")
 
 
 class Distribution(Protocol):
@@ -19,6 +23,7 @@ class Distribution(Protocol):
     replicas:      numbers of the replicas that live in this process
     num_replicas:  how many there are in all processes
     is_chief:      whether this process writes what is written once
+    address:       name under which the other processes reach this one's machine; "localhost" where all are on one
     """
 
     name: str
@@ -27,6 +32,7 @@ class Distribution(Protocol):
     replicas: range
     num_replicas: int
     is_chief: bool
+    address: str
 
     def scope(self) -> AbstractContextManager[Any]:
         """Variables created inside belong to all replicas."""
@@ -40,8 +46,9 @@ class Distribution(Protocol):
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The sums of the tensors, all of one type, over all replicas, in one fused collective. Inside `run` only."""
 
-    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-        """Calls `function` with each of the tuples, the first of which is a variable to change. Inside `run` only."""
+    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], only_if: tf.Tensor) -> None:
+        """Calls `function` with each of the tuples, the first of which is a variable to change, where `only_if`, which is the
+        same on all replicas, is true; otherwise changes nothing. Inside `run` only."""
 
     def local(self, value: Any) -> tuple[Any, ...]:
         """What `run` returned, by replica of this process."""
@@ -64,6 +71,30 @@ def any_process(distribution: Distribution, flag: bool) -> bool:
 def chiefs(distribution: Distribution, value: int) -> int:
     """The chief's value, on every process."""
     return int(distribution.sum_over_processes(np.array([value if distribution.is_chief else 0], np.int64))[0])
+
+
+def chiefs_bytes(distribution: Distribution, content: bytes) -> bytes:
+    """The chief's bytes, on every process; what the others give is ignored."""
+    values = np.zeros(chiefs(distribution, len(content)), np.int64)
+    if distribution.is_chief:
+        values[:] = np.frombuffer(content, np.uint8)
+    return distribution.sum_over_processes(values).astype(np.uint8).tobytes() if len(values) else b""
+
+
+def on_chief(distribution: Distribution, action: Callable[[], Result]) -> Result | None:
+    """Calls `action` on the chief alone; its result there, None elsewhere.
+
+    Where it raises a UserError, all processes do: none waits for a chief that has given up.
+    """
+    result, error = None, None
+    if distribution.is_chief:
+        try:
+            result = action()
+        except UserError as caught:
+            error = caught
+    if any_process(distribution, error is not None):
+        raise error or UserError("the first process could not go on; its message says why")
+    return result
 
 
 def gather(distribution: Distribution, values: np.ndarray) -> np.ndarray:

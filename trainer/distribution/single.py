@@ -20,6 +20,7 @@ class SingleDistribution(OneReplica):
     replicas = range(1)
     num_replicas = 1
     is_chief = True
+    address = "localhost"
 
     def __init__(self) -> None:
         devices.use_gpu(local_rank=0, local_size=1)

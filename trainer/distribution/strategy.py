@@ -20,9 +20,15 @@ class StrategyDistribution:
     """What both strategies share; `connect_mirrored` and `connect_multiworker` make one."""
 
     def __init__(
-        self, name: str, strategy: tf.distribute.Strategy, rank: int, num_processes: int, timeout_seconds: float
+        self,
+        name: str,
+        strategy: tf.distribute.Strategy,
+        rank: int,
+        num_processes: int,
+        timeout_seconds: float,
+        address: str = "localhost",
     ) -> None:
-        self.name = name
+        self.name, self.address = name, address
         self.rank, self.num_processes = rank, num_processes
         self.num_replicas = strategy.num_replicas_in_sync
         here = self.num_replicas // num_processes
@@ -47,12 +53,20 @@ class StrategyDistribution:
         context = tf.distribute.get_replica_context()
         return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors), options=self._options))
 
-    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-        def on_every_device(strategy: tf.distribute.Strategy, arguments: Sequence[tuple[Any, ...]]) -> None:
-            for variable, *others in arguments:
-                strategy.extended.update(variable, function, args=tuple(others), group=False)
+    def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], only_if: tf.Tensor) -> None:
+        def change(variable: tf.Variable, wanted: tf.Tensor, *others: Any) -> None:
+            def apply() -> tf.Tensor:
+                function(variable, *others)
+                return tf.constant(True)
 
-        tf.distribute.get_replica_context().merge_call(on_every_device, args=(list(arguments),))
+            tf.cond(wanted, apply, lambda: tf.constant(False))
+
+        def on_every_device(strategy: tf.distribute.Strategy, wanted: tf.Tensor, arguments: Sequence[tuple[Any, ...]]) -> None:
+            # A condition around all of them is not allowed here: variables are reached one device at a time.
+            for variable, *others in arguments:
+                strategy.extended.update(variable, change, args=(wanted, *others), group=False)
+
+        tf.distribute.get_replica_context().merge_call(on_every_device, args=(only_if, list(arguments)))
 
     def local(self, value: Any) -> tuple[Any, ...]:
         return self._strategy.experimental_local_results(value)
@@ -109,14 +123,15 @@ def connect_multiworker(config: DistributionConfig) -> StrategyDistribution:
         chiefs = cluster.get("chief", [])
         num_processes = len(chiefs) + len(cluster["worker"])
         rank = int(task["index"]) + (len(chiefs) if task["type"] == "worker" else 0)
+        address = str(cluster[task["type"]][int(task["index"])]).rpartition(":")[0].strip("[]")  # [::1]:2222 has brackets
     except KeyError as error:
         raise BackendError(
             f"backend multiworker: {error} is missing from the environment's TF_CONFIG; "
             "start with: drumline launch local CONFIG --workers N"
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise BackendError(f"backend multiworker: TF_CONFIG cannot be read ({error}): {os.environ['TF_CONFIG']!r}") from error
     devices.use_all_gpus()
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=config.timeout_seconds)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    return StrategyDistribution("multiworker", strategy, rank, num_processes, config.timeout_seconds)
+    return StrategyDistribution("multiworker", strategy, rank, num_processes, config.timeout_seconds, address)

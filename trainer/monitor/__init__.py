@@ -1,5 +1,4 @@
-"""What a run tells while it goes on: `Monitor` measures and hands to the writers."""
+"""What a run tells while it goes on, and the watchdog, which tells when it no longer goes on.
 
-from trainer.monitor.monitor import Monitor
-
-__all__ = ["Monitor"]
+Nothing is imported here: the watchdog does without TensorFlow, which its neighbours need.
+"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -15,6 +16,8 @@ from trainer.monitor.throughput import peak_flops_per_second, peak_memory_bytes
 from trainer.monitor.writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, Writer
 from trainer.run_directory import RunDirectory
 
+logger = logging.getLogger(__name__)
+
 
 class Monitor:
     """Writes the steps that are to be logged: the first, the last, and every `logging.every`."""
@@ -25,6 +28,7 @@ class Monitor:
         self._flops_per_token = flops_per_token(config.model, vocabulary_size, config.data.sequence_length)
         peak, self.peak_source = peak_flops_per_second(config.train.precision) if writers else (math.inf, "")
         self.peak_flops_per_second = peak * num_devices
+        self._num_skipped = 0
 
     @classmethod
     def of_run(cls, config: Config, vocabulary_size: int, num_devices: int, run: RunDirectory, step: int) -> Monitor:
@@ -56,14 +60,27 @@ class Monitor:
             names.append("loss_scale")
         for index in range(num_steps):
             step = first_step + index + 1
+            if history["is_skipped"][index]:
+                logger.warning(
+                    "step %d: loss %g, gradient norm %g: the update is skipped on all replicas",
+                    step,
+                    history["loss"][index],
+                    history["gradient_norm"][index],
+                )
+            self._num_skipped += int(history["is_skipped"][index])
             if self.is_logged(step):
                 values = {name: float(history[name][index]) for name in names}
+                values["skipped_updates"] = float(self._num_skipped)
                 self._write(step, "train", values | shared)
+
+    def go_back(self, step: int) -> None:
+        """Takes back what was written of later steps: the run goes on from here."""
+        for writer in self._writers:
+            writer.go_back(step)
 
     def write_validation(self, step: int, result: Result) -> None:
         values = {
-            "loss": result.loss,
-            "perplexity": result.perplexity,
+            **result.metrics,
             "num_tokens": float(result.num_tokens),
             "evaluation_seconds": result.seconds,
         }

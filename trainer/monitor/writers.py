@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -16,15 +16,20 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from trainer.line_file import LineFile
+from trainer.run_directory import cut_back
+
 logger = logging.getLogger(__name__)
 
 Values = Mapping[str, float]
 
 
 class Writer(Protocol):
-    """Takes what was measured at a step of the split `train` or `validation`."""
+    """Takes what was measured at a step of the split `train` or `validation`; forgets what came after a step."""
 
     def write(self, step: int, split: str, values: Values) -> None: ...
+
+    def go_back(self, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -32,32 +37,67 @@ class Writer(Protocol):
 class TensorBoardWriter:
     """One run a split with the same names in both, so that each chart has a line for either.
 
-    After a resume TensorBoard is told to forget what it holds of later steps.
+    After a resume TensorBoard is told to forget what it holds of later steps. Where the disk is full, what cannot be
+    written is left out: the same is in `metrics.jsonl`, which tries again.
     """
 
     def __init__(self, directory: Path, step: int) -> None:
-        self._files = {split: EventFileWriter(str(directory / split)) for split in ("train", "validation")}
-        for file in self._files.values():
-            file.add_event(Event(step=step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+        self._directory = directory
+        self._files: dict[str, EventFileWriter] = {}
+        self._is_failing = False
+        self.go_back(step)
 
     def write(self, step: int, split: str, values: Values) -> None:
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._files[split].add_event(Event(step=step, wall_time=time.time(), summary=summary))
-        self._files[split].flush()
+        self._add(split, Event(step=step, wall_time=time.time(), summary=summary))
+
+    def go_back(self, step: int) -> None:
+        for split in ("train", "validation"):
+            self._add(split, Event(step=step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+        for split in list(self._files):
+            self._give_up(split)
+
+    def _add(self, split: str, event: Event) -> None:
+        try:
+            if split not in self._files:
+                self._files[split] = EventFileWriter(str(self._directory / split))
+            self._files[split].add_event(event)
+            self._files[split].flush()
+        except OSError as error:
+            if not self._is_failing:
+                logger.warning("%s cannot be written: %s; charts have a gap, training goes on", self._directory / split, error)
+            self._give_up(split)  # its thread has ended with the error: the next event begins another file
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    def _give_up(self, split: str) -> None:
+        file = self._files.pop(split, None)
+        if file is not None:
+            try:
+                file.close()
+            except OSError as error:
+                logger.debug("%s: %s", self._directory / split, error)  # told when it was written
 
 
 class JsonLinesWriter:
     """A line for each step that is logged: step, split, and the values by their full names in SI units."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
+        self._path = path
+        self._file = LineFile(path)
 
     def write(self, step: int, split: str, values: Values) -> None:
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        # JSON has no name for what is not a number.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.append({"step": step, "split": split, **finite})
+
+    def go_back(self, step: int) -> None:
+        self._file.close()
+        cut_back(self._path, step)
+        self._file = LineFile(self._path)
 
     def close(self) -> None:
         self._file.close()
@@ -89,6 +129,9 @@ class ConsoleWriter:
             1e2 * values["model_flops_utilization"],
             1e2 * values["data_wait_seconds"] / values["step_seconds"],
         )
+
+    def go_back(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
         self._redirect.__exit__(None, None, None)

@@ -1,0 +1,79 @@
+"""What makes a run the run it is: the settings that decide what its numbers mean, compared before it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic.fields import FieldInfo
+
+from trainer.config import Config, ModelConfig, OptimizerConfig, Section
+from trainer.errors import CheckpointError
+
+if TYPE_CHECKING:  # it imports TensorFlow
+    from trainer.data.corpus import Corpus
+
+Identity = Mapping[str, Any]
+
+
+def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """By the keys of the configuration. Tokenizer and training text are there by their fingerprints: it is their contents
+    that count, not where they lie."""
+    return {
+        "run.seed": config.run.seed,
+        "task": config.task,
+        "data.tokenizer": corpus.manifest.tokenizer_fingerprint,
+        "data.train": corpus.fingerprint,
+        "data.train.weight": [source.weight for source in config.data.train],
+        "data.sequence_length": config.data.sequence_length,
+        "data.pack": config.data.pack,
+        **_section("model", config.model),
+        **_section("optimizer", config.optimizer),
+        "train.global_batch_size": config.train.global_batch_size,
+        "train.precision": config.train.precision,
+    }
+
+
+def refuse_changes(saved: Identity, now: Identity, allowed: Sequence[str], origin: str) -> list[str]:
+    """Compares a checkpoint's identity with the run's; returns what differs and is allowed to, each as a line.
+
+    `allowed` has keys, or sections, which stand for all of their keys. Raises CheckpointError where anything else
+    differs. A key that was unknown when the checkpoint was written had the value that is now its default.
+    """
+    for key in allowed:
+        if not any(_covers(key, each) for each in now):
+            raise CheckpointError(f"--allow-change {key}: no such key; expected one of {', '.join(now)}, or a section of these")
+    differences = {}
+    for key in {**saved, **now}:
+        before, after = saved.get(key, _DEFAULTS.get(key)), now.get(key)
+        if before != after:
+            differences[key] = f"{key} was {_brief(before)} and is now {_brief(after)}"
+    refused = [key for key in differences if not any(_covers(each, key) for each in allowed)]
+    if refused:
+        options = " ".join(f"--allow-change {key}" for key in refused)
+        raise CheckpointError(
+            f"{origin} is of another run: {'; '.join(differences[key] for key in refused)}; "
+            f"take another run.name, change it back, or go on all the same with {options}"
+        )
+    return list(differences.values())
+
+
+def _covers(allowed: str, key: str) -> bool:
+    return key == allowed or key.startswith(f"{allowed}.")
+
+
+def _section(name: str, section: Section) -> dict[str, Any]:
+    return {f"{name}.{key}": value for key, value in section.model_dump(mode="json").items()}
+
+
+def _defaults(name: str, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    return {f"{name}.{key}": field.default for key, field in fields.items() if not field.is_required()}
+
+
+_DEFAULTS = {**_defaults("model", ModelConfig.model_fields), **_defaults("optimizer", OptimizerConfig.model_fields)}
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,54 @@
+"""Where a run stands: what a checkpoint holds besides weights and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """The run diverged at `from_step` and went back to `to_step`. The positions of the order from `first_sample` on,
+    `num_samples` of them, which lie between the two, were stepped over."""
+
+    from_step: int
+    to_step: int
+    first_sample: int
+    num_samples: int
+    reason: str
+
+    def __str__(self) -> str:
+        last = self.first_sample + self.num_samples - 1
+        return f"from step {self.from_step} to {self.to_step}, over samples {self.first_sample} to {last} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after `step` updates.
+
+    num_samples:      position in the data order: samples consumed or stepped over. It is all the state that the data has
+    ledger_hash:      the rolling hash over what was consumed (`trainer.ledger`)
+    validation:       the metrics of an evaluation at this step; empty where there was none
+    rollbacks:        every time that the run went back, in order
+    recent_losses:    the last losses, by which a spike is known, the newest last
+    skipped_in_a_row: how many of the last updates were skipped, since loss or gradient were not finite
+    """
+
+    step: int = 0
+    num_samples: int = 0
+    ledger_hash: str = ""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    rollbacks: tuple[Rollback, ...] = ()
+    recent_losses: tuple[float, ...] = ()
+    skipped_in_a_row: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Progress:
+        """Raises TypeError where a field is unknown."""
+        rollbacks = tuple(Rollback(**each) for each in content.get("rollbacks", ()))
+        recent_losses = tuple(content.get("recent_losses", ()))
+        return cls(**{**content, "rollbacks": rollbacks, "recent_losses": recent_losses})

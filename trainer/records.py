@@ -1,0 +1,144 @@
+"""All that a run writes, under one roof: the lock, the run's folder, metrics, ledger and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from trainer.checkpoint_lock import DirectoryLock
+from trainer.config import BatchPlan, Config
+from trainer.data.corpus import Corpus
+from trainer.distribution import Distribution, chiefs, on_chief
+from trainer.divergence import Divergence, DivergenceGuard
+from trainer.evaluate import Result
+from trainer.ledger import Ledger
+from trainer.monitor import throughput
+from trainer.monitor.monitor import Monitor
+from trainer.progress import Progress, Rollback
+from trainer.resume import saving_context, snapshot
+from trainer.run_directory import RunDirectory
+from trainer.saver import CheckpointSaver
+from trainer.step import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_records(
+    config: Config,
+    run: RunDirectory,
+    corpus: Corpus,
+    distribution: Distribution,
+    plan: BatchPlan,
+    progress: Progress,
+    command_line: Sequence[str],
+) -> Iterator[Records]:
+    """Takes the lock on the checkpoints, begins the run's folder, and cuts metrics and ledger back to `progress`.
+
+    Raises CheckpointError, on all processes, where another run holds the lock or the folder cannot be written.
+    """
+    surroundings = {"backend": distribution.name, "num_replicas": distribution.num_replicas}
+    circumstances = {"seed": config.run.seed, "data": corpus.order_fingerprint}
+    size, num_devices = corpus.manifest.vocabulary_size, throughput.num_devices(distribution)
+
+    with ExitStack() as stack:
+
+        def begin() -> CheckpointSaver:
+            stack.enter_context(DirectoryLock(run.checkpoints, f"run {config.run.name} in {run.path}"))
+            run.begin(config, corpus.tokenizer, progress.step, command_line, surroundings)
+            return stack.enter_context(closing(CheckpointSaver(run.checkpoints, config.checkpoint)))
+
+        saver = on_chief(distribution, begin)
+        if distribution.is_chief:
+            monitor = Monitor.of_run(config, size, num_devices, run, progress.step)
+        else:
+            monitor = Monitor(config, size, num_devices, writers=())
+        ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan, circumstances)
+        stack.enter_context(closing(ledger))
+        yield Records(config, run, corpus, distribution, stack.enter_context(monitor), ledger, saver)
+
+
+class Records:
+    """The chief writes; the other processes make the same calls, keep the same count, and write nothing."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        corpus: Corpus,
+        distribution: Distribution,
+        monitor: Monitor,
+        ledger: Ledger,
+        saver: CheckpointSaver | None,
+    ) -> None:
+        self._config, self._run, self._corpus, self._distribution = config, run, corpus, distribution
+        self.monitor = monitor
+        self._ledger = ledger
+        self._saver = saver
+        self._context = saving_context(config, distribution)
+        self._validation: Mapping[str, float] = ledger.progress.validation
+
+    @property
+    def progress(self) -> Progress:
+        return self._ledger.progress
+
+    def write_steps(self, history: Mapping[str, np.ndarray], sample_ids: np.ndarray, seconds: float) -> None:
+        """Of updates that took `seconds` together; `sample_ids` are those of all processes."""
+        self.monitor.write_steps(self.progress.step, history, seconds)
+        self._ledger.consume(sample_ids, history["is_skipped"])
+        self._validation = {}
+
+    def write_validation(self, result: Result) -> None:
+        self.monitor.write_validation(self.progress.step, result)
+        self._validation = result.metrics
+
+    def save(self, state: TrainingState, guard: DivergenceGuard) -> None:
+        """Takes a snapshot, and writes it while training goes on."""
+        if self._saver is None:
+            return
+        self._ledger.sync()
+        progress = replace(
+            self.progress,
+            validation=self._validation,
+            recent_losses=guard.recent_losses,
+            skipped_in_a_row=guard.skipped_in_a_row,
+        )
+        self._saver.save(snapshot(state, self._config, self._corpus, progress), self._context)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether so many saves in a row have failed that the run has to end."""
+        return self._saver is not None and self._saver.failures >= self._config.checkpoint.max_failures
+
+    def wait_until_saved(self, state: TrainingState, guard: DivergenceGuard) -> None:
+        """Until the last save is whole; where it failed, saves again. Raises CheckpointError, on all processes, where that
+        fails too often."""
+        while True:
+            # The others hear of the chief every second: a collective that waits for minutes is taken for a stall.
+            while chiefs(self._distribution, int(self._saver is not None and self._saver.is_busy)):
+                time.sleep(0.02 if self._distribution.num_processes == 1 else 0.2)
+            self.refuse_failing()
+            if not chiefs(self._distribution, self._saver.failures if self._saver is not None else 0):
+                return
+            self.save(state, guard)
+
+    def refuse_failing(self) -> None:
+        """Raises CheckpointError, on all processes, where so many saves have failed that the run has to end."""
+        on_chief(self._distribution, lambda: self._saver.refuse_failing() if self._saver is not None else None)
+
+    def wait_for_saver(self) -> None:
+        """Until nothing is being written any more, be it good or not."""
+        if self._saver is not None:
+            self._saver.wait()
+
+    def roll_back(self, target: Progress, divergence: Divergence) -> Rollback:
+        """Tells metrics and ledger that the run goes on from `target`, beyond the samples that led to the divergence."""
+        rollback = self._ledger.roll_back(target, divergence)
+        self.monitor.go_back(target.step)
+        self._validation = target.validation
+        return rollback
