@@ -304,13 +304,14 @@ def _prune_checkpoints(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in ("keep_last", "keep_every", "keep_best")}
     changes = {name: value for name, value in given.items() if value is not None}
     policy = load_config(run.config).checkpoint.model_copy(update=changes)
-    with DirectoryLock(run.checkpoints, f"drumline checkpoints prune {run.path}"):
-        before = {info.path for info in list_checkpoints(run.checkpoints)}
-        prune_checkpoints(run.checkpoints, policy)
-        after = {info.path for info in list_checkpoints(run.checkpoints)}
-    for path in sorted(before - after):
+    try:
+        with DirectoryLock(run.checkpoints, f"drumline checkpoints prune {run.path}"):
+            deleted = prune_checkpoints(run.checkpoints, policy)
+    except OSError as error:
+        raise CheckpointError(f"{run.checkpoints}: a checkpoint cannot be deleted: {error}") from error
+    for path in deleted:
         print(f"{path}: deleted")
-    print(f"{len(after)} of {len(before)} checkpoints stay")
+    print(f"{len(list_checkpoints(run.checkpoints))} checkpoints stay")
     return 0
 
 

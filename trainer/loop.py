@@ -113,9 +113,10 @@ def train(
                     records.refuse_failing()
                 # While updates are being skipped, what would be saved may be on its way into a divergence.
                 is_due = step % config.checkpoint.every == 0 and guard.skipped_in_a_row == 0
-                if stopping or agreed.save or step == num_steps or is_due:
+                is_asked_for = stopping or agreed.save or step == num_steps
+                if is_asked_for or is_due:
                     watchdog.phase("saving")
-                    records.save(state, guard)
+                    records.save(state, guard, may_be_left_out=not is_asked_for)
 
             watchdog.phase("waiting until the checkpoint is whole")
             records.wait_until_saved(state, guard)
@@ -196,7 +197,7 @@ def _go_back(
     before_step = divergence.begun
     if rollbacks and divergence.step <= rollbacks[-1].from_step:
         before_step = min(before_step, rollbacks[-1].to_step)
-    records.wait_for_saver()
+    records.wait_for_save()
     target = roll_back(run, config, state, distribution, before_step)
     if gives_up:
         tried = "".join(f"; went back {rollback}" for rollback in rollbacks)

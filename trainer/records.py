@@ -27,6 +27,8 @@ from trainer.step import TrainingState
 
 logger = logging.getLogger(__name__)
 
+LONGEST_WAIT_SECONDS = 30.0  # for the save before, once the next is due
+
 
 @contextmanager
 def open_records(
@@ -48,19 +50,19 @@ def open_records(
 
     with ExitStack() as stack:
 
-        def begin() -> CheckpointSaver:
-            stack.enter_context(DirectoryLock(run.checkpoints, f"run {config.run.name} in {run.path}"))
+        def begin() -> tuple[DirectoryLock, CheckpointSaver]:
+            lock = stack.enter_context(DirectoryLock(run.checkpoints, f"run {config.run.name} in {run.path}"))
             run.begin(config, corpus.tokenizer, progress.step, command_line, surroundings)
-            return stack.enter_context(closing(CheckpointSaver(run.checkpoints, config.checkpoint)))
+            return lock, stack.enter_context(closing(CheckpointSaver(run.checkpoints, config.checkpoint)))
 
-        saver = on_chief(distribution, begin)
+        chief_holds = on_chief(distribution, begin)
         if distribution.is_chief:
             monitor = Monitor.of_run(config, size, num_devices, run, progress.step)
         else:
             monitor = Monitor(config, size, num_devices, writers=())
         ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan, circumstances)
         stack.enter_context(closing(ledger))
-        yield Records(config, run, corpus, distribution, stack.enter_context(monitor), ledger, saver)
+        yield Records(config, run, corpus, distribution, stack.enter_context(monitor), ledger, chief_holds)
 
 
 class Records:
@@ -74,12 +76,15 @@ class Records:
         distribution: Distribution,
         monitor: Monitor,
         ledger: Ledger,
-        saver: CheckpointSaver | None,
+        chief_holds: tuple[DirectoryLock, CheckpointSaver] | None,
     ) -> None:
         self._config, self._run, self._corpus, self._distribution = config, run, corpus, distribution
         self.monitor = monitor
         self._ledger = ledger
-        self._saver = saver
+        self._lock: DirectoryLock | None = None
+        self._saver: CheckpointSaver | None = None
+        if chief_holds is not None:
+            self._lock, self._saver = chief_holds
         self._context = saving_context(config, distribution)
         self._validation: Mapping[str, float] = ledger.progress.validation
 
@@ -97,10 +102,22 @@ class Records:
         self.monitor.write_validation(self.progress.step, result)
         self._validation = result.metrics
 
-    def save(self, state: TrainingState, guard: DivergenceGuard) -> None:
-        """Takes a snapshot, and writes it while training goes on."""
-        if self._saver is None:
+    def save(self, state: TrainingState, guard: DivergenceGuard, *, may_be_left_out: bool) -> None:
+        """Takes a snapshot, and writes it while training goes on.
+
+        Where the one before is still being written it is waited for, but not for long where this one may be left out: other
+        ranks take a chief that is away for minutes for lost. Raises CheckpointError, on the chief, where another run
+        has taken the lock meanwhile.
+        """
+        if not may_be_left_out:
+            self.wait_for_save()
+        if self._saver is None or self._lock is None:
             return
+        self._saver.wait(LONGEST_WAIT_SECONDS)
+        if self._saver.is_busy:
+            logger.warning("step %d is not saved: the save before it is still under way", self.progress.step)
+            return
+        self._lock.refuse_lost()
         self._ledger.sync()
         progress = replace(
             self.progress,
@@ -119,22 +136,15 @@ class Records:
         """Until the last save is whole; where it failed, saves again. Raises CheckpointError, on all processes, where that
         fails too often."""
         while True:
-            # The others hear of the chief every second: a collective that waits for minutes is taken for a stall.
-            while chiefs(self._distribution, int(self._saver is not None and self._saver.is_busy)):
-                time.sleep(0.02 if self._distribution.num_processes == 1 else 0.2)
+            self.wait_for_save()
             self.refuse_failing()
             if not chiefs(self._distribution, self._saver.failures if self._saver is not None else 0):
                 return
-            self.save(state, guard)
+            self.save(state, guard, may_be_left_out=False)
 
     def refuse_failing(self) -> None:
         """Raises CheckpointError, on all processes, where so many saves have failed that the run has to end."""
         on_chief(self._distribution, lambda: self._saver.refuse_failing() if self._saver is not None else None)
-
-    def wait_for_saver(self) -> None:
-        """Until nothing is being written any more, be it good or not."""
-        if self._saver is not None:
-            self._saver.wait()
 
     def roll_back(self, target: Progress, divergence: Divergence) -> Rollback:
         """Tells metrics and ledger that the run goes on from `target`, beyond the samples that led to the divergence."""
@@ -142,3 +152,9 @@ class Records:
         self.monitor.go_back(target.step)
         self._validation = target.validation
         return rollback
+
+    def wait_for_save(self) -> None:
+        """Until nothing is being written any more, on any process. Those that wait hear of the chief all the time: a
+        collective in which it is missing for minutes is taken for a stall."""
+        while chiefs(self._distribution, int(self._saver is not None and self._saver.is_busy)):
+            time.sleep(0.02 if self._distribution.num_processes == 1 else 0.2)

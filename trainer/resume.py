@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,18 @@ def roll_back(
 
 
 def snapshot(state: TrainingState, config: Config, corpus: Corpus, progress: Progress) -> Checkpoint:
-    """The run as it stands, on the host. Updates that come later do not change it: on a CPU TensorFlow gives a variable
-    that is still being read a new buffer when it is written (PrepareToUpdateVariable in its training_op_helpers.h)."""
+    """The run as it stands, on the host. Updates that come later do not change it.
+
+    On a CPU nothing is copied here: an array shares its variable's buffer, and an update that finds a buffer shared gives
+    the variable another one (PrepareToUpdateVariable in TensorFlow's training_op_helpers.h).
+    """
+
+    def arrays(variables: Mapping[str, tf.Variable]) -> dict[str, np.ndarray]:
+        return {name: np.asarray(variable.read_value()) for name, variable in variables.items()}
+
     return Checkpoint(
-        weights={name: weight.numpy() for name, weight in state.weights.items()},
-        optimizer={name: np.asarray(variable.numpy()) for name, variable in _optimizer_variables(state).items()},
+        weights=arrays(state.weights),
+        optimizer=arrays(_optimizer_variables(state)),
         progress=progress,
         identity=identity(config, corpus),
     )

@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import open_location
 from trainer.config import Config
 from trainer.config_io import dump_config, load_config
 from trainer.errors import CheckpointError
 from trainer.files import json_bytes, write_atomically
+from trainer.location import open_location
 
 logger = logging.getLogger(__name__)
 

@@ -64,11 +64,11 @@ class CheckpointSaver:
         finally:
             self.blocked_seconds += time.perf_counter() - began
 
-    def wait(self) -> None:
-        """Until no save is under way."""
+    def wait(self, at_most_seconds: float | None = None) -> None:
+        """Until no save is under way, or so long."""
         began = time.perf_counter()
         try:
-            self._join()
+            self._join(at_most_seconds)
         finally:
             self.blocked_seconds += time.perf_counter() - began
 
@@ -85,10 +85,11 @@ class CheckpointSaver:
         """Waits for the save that is under way."""
         self.wait()
 
-    def _join(self) -> None:
+    def _join(self, at_most_seconds: float | None = None) -> None:
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(at_most_seconds)
+            if not self._thread.is_alive():
+                self._thread = None
         self._raise_fault()
 
     def _raise_fault(self) -> None:

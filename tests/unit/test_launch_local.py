@@ -213,9 +213,9 @@ def test_a_process_in_the_terminal_keeps_it() -> None:
     argv = [sys.executable, "-u", "-c", launcher, program, "1"]
     launched = subprocess.Popen(argv, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    assert os.read(ours, 1000).decode() == "True True True\r\n"
-    assert launched.wait(timeout=30) == 75
-    os.close(ours)
+    with os.fdopen(ours) as terminal:
+        assert terminal.readline() == "True True True\n"
+        assert launched.wait(timeout=30) == 75
 
 
 def test_a_single_process_takes_the_launchers_place() -> None:

@@ -235,6 +235,40 @@ def test_a_float16_wire_carries_the_scaled_gradients_of_float16(reference: Train
     np.testing.assert_array_equal(trained.history["loss_scale"], [128.0] * NUM_STEPS)
 
 
+# -- Updates that are skipped
+
+
+@pytest.mark.parametrize(
+    ("distribution", "precision"),
+    [({}, "float32"), (TWO_REPLICAS, "float32"), (TWO_REPLICAS, "float16")],
+    ids=["single", "mirrored", "mirrored-float16"],
+)
+def test_what_is_not_finite_on_one_replica_changes_nothing_on_any(
+    monkeypatch: pytest.MonkeyPatch, distribution: Mapping[str, Any], precision: str
+) -> None:
+    from trainer.tasks import language_modeling
+
+    inputs, _ = batches_SGT()
+    loss_sums, poison = language_modeling.loss_sums, tf.constant(inputs[1, -1])  # the last row of the second step
+
+    def poisoned(model: Any, weights: Any, inputs_MT: tf.Tensor, *rest: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        loss_sum, num_tokens = loss_sums(model, weights, inputs_MT, *rest)
+        is_hit = tf.reduce_any(tf.reduce_all(tf.equal(inputs_MT, poison), axis=-1))
+        return loss_sum * tf.where(is_hit, np.nan, 1.0), num_tokens
+
+    settings = config(train={"precision": precision, "initial_loss_scale": 128.0}, distribution=distribution)
+    before = train(settings, calls=(1,)).arrays()
+    monkeypatch.setattr(language_modeling, "loss_sums", poisoned)
+    trained = train(settings, calls=(2,))
+    np.testing.assert_array_equal(trained.history["is_skipped"], [False, True])
+    for name, weight in trained.arrays().items():
+        np.testing.assert_array_equal(weight, before[name])
+    for variable in trained.state.variables:
+        for copy in trained.distribution.local(variable):
+            assert np.isfinite(copy.numpy()).all()
+    assert train(settings, calls=(3,)).history["is_skipped"].tolist() == [False, True, False]
+
+
 # -- float16 and its loss scale
 
 
@@ -253,6 +287,7 @@ def test_an_overflow_changes_nothing_and_halves_the_loss_scale(distribution: Map
     settings = config(train={"precision": "float16", "initial_loss_scale": 2.0**40}, distribution=distribution)
     trained = train(settings, calls=(2,))
     assert np.isfinite(trained.losses).all() and trained.losses[0] != trained.losses[1]  # another batch, the same weights
+    assert not trained.history["is_skipped"].any(), "an overflow counts as no divergence"
     np.testing.assert_array_equal(trained.history["loss_scale"], [2.0**40, 2.0**39])
     assert float(trained.state.loss_scale.numpy()) == 2.0**38
     beginning = create_state(settings, VOCABULARY_SIZE)
