@@ -40,10 +40,10 @@ def test_a_killed_rank_is_named_and_the_other_leaves(store: Path, figures: Figur
     output, exit_codes, exit_code = harm(store, figures, starter, rank, signal.SIGKILL)
     if starter == "horovodrun":
         assert exit_codes == {rank: KILLED, 1 - rank: HUNG}
-    else:
+        assert re.search(rf"rank {rank} of 2 .*is gone: its connection closed during training, steps \d+", output)
+    else:  # they may end the other rank before its watchdog has anything to say
         assert exit_code == KILLED
         assert f"Worker {rank} failed with exit code {KILLED}" in output
-    assert re.search(rf"rank {rank} of 2 .*is gone: its connection closed during training, steps \d+", output)
 
 
 @pytest.mark.faults

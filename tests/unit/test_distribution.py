@@ -72,7 +72,9 @@ def test_an_update_changes_the_variable_of_every_replica(distribution: Distribut
 
     def replica() -> tf.Tensor:
         (one,) = distribution.all_reduce([tf.constant(1.0)])
-        distribution.update(lambda variable, change: variable.assign_add(change), [(each, one) for each in variables], only_if=tf.constant(True))
+        distribution.update(
+            lambda variable, change: variable.assign_add(change), [(each, one) for each in variables], only_if=tf.constant(True)
+        )
         return one
 
     tf.function(lambda: distribution.run(replica, ()), autograph=False)()
