@@ -134,7 +134,7 @@ def test_a_run_that_diverges_again_and_again_says_what_was_tried(
         checkpoint={"every": 1 if steps_per_loop == 1 else 4},
         divergence={"max_rollbacks": 2},
     )
-    with pytest.raises(Diverged, match="skipped updates in a row, the last with loss (nan|inf)") as diverged:
+    with pytest.raises(Diverged, match=r"skipped updates in a row, the last with loss (nan|inf)") as diverged:
         train(settings)
     said = str(diverged.value)
     # Where going back to a checkpoint led no further, the one before it is tried, and at last the beginning.

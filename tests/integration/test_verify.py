@@ -46,8 +46,8 @@ def change(run: Path, number: int, **changes: Any) -> None:
 
 def test_an_account_of_the_run_is_given(run: Path) -> None:
     assert verify(run) == (
-        "20 steps, positions 0 to 160 of the order, every one consumed as planned; 2 starts on 1, 1 replicas; 0 rollbacks over 0 "
-        "samples; 0 skipped updates; 2 checkpoints agree"
+        "20 steps, positions 0 to 160 of the order, every one consumed as planned; 2 starts on 1, 1 replicas; "
+        "0 rollbacks over 0 samples; 0 skipped updates; 2 checkpoints agree"
     )
 
 

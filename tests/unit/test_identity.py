@@ -21,8 +21,9 @@ def test_what_differs_is_refused_key_by_key_with_the_way_to_allow_it() -> None:
     with pytest.raises(CheckpointError) as refusal:
         refuse_changes(SAVED, now, (), "step-1")
     assert str(refusal.value) == (
-        "step-1 is of another run: model.width was 8 and is now 16; optimizer.learning_rate was 0.1 and is now 0.2; take another "
-        "run.name, change it back, or go on all the same with --allow-change model.width --allow-change optimizer.learning_rate"
+        "step-1 is of another run: model.width was 8 and is now 16; optimizer.learning_rate was 0.1 and is now 0.2; take "
+        "another run.name, change it back, or go on all the same with --allow-change model.width "
+        "--allow-change optimizer.learning_rate"
     )
 
 
