@@ -1,6 +1,6 @@
 """Measures what saving costs a run: in the background, in the foreground, and not at all, in turn in one process.
 
-    python benchmarks/checkpoint_saving.py [--rounds 7] [--saves 4] [--steps-between 4] [--shape 6,384,6,128,8]
+    python benchmarks/checkpoint_saving.py [--rounds 7] [--saves 8] [--steps-between 4] [--shape 6,384,6,64,4]
 
 A leg is so many steps of training with a save before every few of them, on Drumline's own step, snapshot and saver; it ends
 when the last save is whole. The leg without saves comes twice: the difference of the two is what the measurement itself is
@@ -58,9 +58,9 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--saves", type=int, default=4, help="of a leg")
+    parser.add_argument("--saves", type=int, default=8, help="of a leg")
     parser.add_argument("--steps-between", type=int, default=4)
-    parser.add_argument("--shape", default="6,384,6,128,8", help="layers, width, heads, length, batch")
+    parser.add_argument("--shape", default="6,384,6,64,4", help="layers, width, heads, length, batch")
     arguments = parser.parse_args()
     shape = [int(number) for number in arguments.shape.split(",")]
     measured = measure(arguments.rounds, arguments.saves, arguments.steps_between, shape)

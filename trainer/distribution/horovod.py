@@ -59,8 +59,9 @@ class HorovodDistribution(OneReplica):
             self._hvd.broadcast_variables(list(variables), root_rank=0)
 
     def close(self) -> None:
+        # Horovod itself is shut down when the process ends: a second `init` in one process could meet the addresses of the
+        # first, since the rendezvous keeps them.
         self.sum_over_processes(np.zeros(1, np.int64))
-        self._hvd.shutdown()
 
 
 def _address(is_one_machine: bool) -> str:
