@@ -19,7 +19,7 @@ from tests.training import run_path, train_losses, training_config, write_config
 from trainer.checkpoint import list_checkpoints, verify_checkpoint
 from trainer.config import Config
 
-pytestmark = pytest.mark.faults
+pytestmark = pytest.mark.processes
 
 NUM_STEPS = 1500
 DISK_BYTES = 8 * 2**20
