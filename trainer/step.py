@@ -198,8 +198,10 @@ def _update_function(
     wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length * sum_scale)
 
     def update(batch: dict[str, tf.Tensor], step: tf.Tensor, arrived: tf.Tensor) -> dict[str, tf.Tensor]:
-        # The clock is to be read before the computation is under way.
-        with tf.control_dependencies([arrived, position.mark(step, COMPUTING)]):
+        # The clock is to be read before the computation is under way, and the mark set when it is.
+        with tf.control_dependencies([arrived]):
+            computing = position.mark(step, COMPUTING)
+        with tf.control_dependencies([computing]):
             batch = {name: tf.identity(value) for name, value in batch.items()}
         values = [tf.convert_to_tensor(weight) for weight in state.weights.values()]
         loss_scale = tf.convert_to_tensor(state.loss_scale)
@@ -305,8 +307,12 @@ def _now(config: Config) -> tf.Tensor:
 
 
 def _after(mark: Callable[[], tf.Operation], tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    """The tensors, once all of them are there and `mark` has been carried out."""
-    with tf.control_dependencies(tensors):
+    """The tensors, once all of them are there and `mark` has been carried out.
+
+    When TensorFlow inlines the function that they come from, who waits for that function waits for its side effects alone,
+    of which it has none, and not for what it returns: so the mark waits for copies (which are optimized away later).
+    """
+    with tf.control_dependencies([tf.identity(tensor) for tensor in tensors]):
         marked = mark()
     with tf.control_dependencies([marked]):
         return [tf.identity(tensor) for tensor in tensors]

@@ -23,11 +23,12 @@ NUM_STEPS = 300
 
 
 def saves_often(directory: Path, name: str, backend: str = "horovod", steps: int = NUM_STEPS) -> Config:
-    """A checkpoint every two steps, all of which stay: so a good one that is gone is one that was lost."""
+    """A checkpoint every two steps, all of which stay: so a good one that is gone is one that was lost. The model is of some
+    megabytes, so that a save takes long enough to be met."""
     return training_config(
         directory,
         name,
-        model={"dropout": 0.1},
+        model={"width": 128, "dropout": 0.1},
         train={"steps": steps, "steps_per_loop": 3},
         distribution={"backend": backend},
         evaluation={"every": 50, "batches": 2},
