@@ -1,5 +1,5 @@
-"""Measures a training step of Drumline against a hand-written TensorFlow step of the same model, and `horovod` with one rank
-against `single`, in one run.
+"""Measures a training step of Drumline against a hand-written TensorFlow step of the same model, and against `single`, in
+one run, `horovod` with one rank and `train.deterministic`.
 
     python benchmarks/step_time.py [--rounds 5] [--precision float32] [--shape 6,384,6,256,8,8192]
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CONTESTANTS = ("hand-written", "single", "single again", "horovod")
+CONTESTANTS = ("hand-written", "single", "single again", "horovod", "deterministic")
 STEPS_PER_ROUND = 6
 
 
@@ -70,6 +70,7 @@ def _compare(rounds: int, precision: str, shape: str) -> None:
         ("single / single again (control)", "single", "single again"),
         ("single / hand-written", "single", "hand-written"),
         ("horovod, one rank / single", "horovod", "single"),
+        ("deterministic / single", "deterministic", "single"),
     ):
         ratios = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
         print(f"  {label:34} {statistics.median(ratios):.3f}  ({min(ratios):.3f} ... {max(ratios):.3f})")
@@ -105,16 +106,16 @@ def _answer_rounds(take_steps: Callable[[int], object]) -> None:
 def _contestant(name: str, shape: Shape, precision: str) -> Callable[[int], object]:
     if name == "hand-written":
         return _hand_written(shape, precision)
-    return _drumline(shape, precision, "horovod" if name == "horovod" else "single")
+    return _drumline(shape, precision, "horovod" if name == "horovod" else "single", deterministic=name == "deterministic")
 
 
-def _drumline(shape: Shape, precision: str, backend: str) -> Callable[[int], object]:
+def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool) -> Callable[[int], object]:
     """Drumline's own inner loop, fed by a `tf.data` set of one batch."""
     import numpy as np
     import tensorflow as tf
 
     from trainer.config import Config, plan_batches
-    from trainer.distribution import connect
+    from trainer.distribution import connect, make_deterministic
     from trainer.position import GraphPosition
     from trainer.step import choose_compiler, compile_training, create_state
 
@@ -129,10 +130,17 @@ def _drumline(shape: Shape, precision: str, backend: str) -> Callable[[int], obj
             },
             "model": {"num_layers": shape.num_layers, "num_heads": shape.num_heads, "width": shape.width},
             "optimizer": {"learning_rate": 3e-4, "weight_decay": 0.01, "beta2": 0.999, "schedule": "constant"},
-            "train": {"steps": 1_000_000, "global_batch_size": shape.batch, "precision": precision},
+            "train": {
+                "steps": 1_000_000,
+                "global_batch_size": shape.batch,
+                "precision": precision,
+                "deterministic": deterministic,
+            },
             "distribution": {"backend": backend},
         }
     )
+    if deterministic:
+        make_deterministic(config.run.seed)
     distribution = connect(config.distribution)
     plan = plan_batches(config.train, distribution.num_replicas)
     state = create_state(config, shape.vocabulary)
