@@ -64,6 +64,27 @@ EDITS = (
         reason="TensorFlow no longer exports AsGpuStreamValue, without which a GPU build compiles but does not load",
     ),
     Edit(
+        path="horovod/common/gloo/gloo_context.cc",
+        expected=(
+            "  device_attr.ai_family = AF_UNSPEC;\n"
+            "  auto dev = CreateDevice(device_attr);\n"
+            "\n"
+            "  global_ctx = global_context.ctx;\n"
+        ),
+        replacement=(
+            "  gloo_iface_ = global_context.gloo_iface_;\n"
+            "  device_attr.iface = gloo_iface_;\n"
+            "  device_attr.ai_family = AF_UNSPEC;\n"
+            "  auto dev = CreateDevice(device_attr);\n"
+            "\n"
+            "  global_ctx = global_context.ctx;\n"
+        ),
+        reason=(
+            "connections of a process set ignore HOROVOD_GLOO_IFACE: they take the address of the host's own name, which is "
+            "that of the loopback interface on many machines, and ranks on two machines do not meet"
+        ),
+    ),
+    Edit(
         path="horovod/runner/js_run.py",
         expected="from distutils.spawn import find_executable\n",
         replacement="from shutil import which as find_executable\n",

@@ -62,11 +62,11 @@ def probability(text: str) -> float:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """`3/16`: the third of sixteen, counted from 1."""
+    """`3/16`: the third of sixteen, counted from 1. `0/16` is the sixteenth, for those who count from 0."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N with I from 1 to N, as in 3/16")
-    return int(match[1]), int(match[2])
+    if match is None or not 0 <= int(match[1]) <= int(match[2]) or int(match[2]) == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N with I from 0 to N, as in 3/16")
+    return int(match[1]) or int(match[2]), int(match[2])
 
 
 def _number(text: str) -> float | None:

@@ -229,7 +229,7 @@ def _step(path: Path) -> int:
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint, context: Mapping[str, Any]) -> None:
-    files = {}
+    files, began = {}, time.monotonic()
     for name, tensors in ((WEIGHTS, checkpoint.weights), (OPTIMIZER, checkpoint.optimizer)):
         with written_file(folder / name) as file:
             num_bytes, sha256 = write_tensors(file, tensors)
@@ -243,6 +243,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint, context: Mapping[str, Any
         "step": checkpoint.progress.step,
         "validation": dict(checkpoint.progress.validation),
         "created": time.time(),
+        "save_seconds": time.monotonic() - began,
         "context": dict(context),
         "files": files,
     }

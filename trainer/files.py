@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where to write what `put_in_place` moves to `path`; the process number keeps two writers apart."""
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Where to write what `put_in_place` moves to `path`. Host and process keep two writers apart: in containers all
+    processes have the same few numbers."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

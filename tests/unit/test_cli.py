@@ -74,7 +74,7 @@ def test_an_interrupt_asks_to_be_started_again(failing: Replace) -> None:
         (["check", "x.yaml", "--replicas", "0"], "expected a whole number of at least 1"),
         (["launch", "loca", "x.yaml"], "did you mean local?"),
         (["prepare", "x.yaml", "--shard", "4/3"], "expected I/N"),
-        (["prepare", "x.yaml", "--shard", "1/3", "--merge"], "not allowed with"),
+        (["prepare", "x.yaml", "--shard", "0/0"], "expected I/N"),
         (["predict", "x"], "one of the arguments"),
         (["predict", "x", "--text", "a", "--top-p", "1.5"], "above 0 and up to 1"),
         (["predict", "x", "--text", "a", "--temperature", "nan"], "a number of at least 0"),

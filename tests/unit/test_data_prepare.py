@@ -146,6 +146,20 @@ def test_shards_make_the_same_store(tmp_path: Path, corpus: Path, small_units: N
     assert store_contents(tmp_path / "whole") == store_contents(tmp_path / "sharded")
 
 
+def test_the_last_of_several_shards_makes_the_store(tmp_path: Path, corpus: Path, small_units: None) -> None:
+    whole = data_config(tmp_path / "whole", [{"path": str(corpus)}], tokenizer=BPE)
+    sharded = data_config(tmp_path / "sharded", [{"path": str(corpus)}], tokenizer=BPE)
+    prepare(whole, num_processes=1)
+    for number in (3, 1):
+        prepare(sharded, shard=(number, 3), merge=True, num_processes=1)
+        assert not (tmp_path / "sharded/manifest.json").exists()
+    prepare(sharded, shard=(2, 3), merge=True, num_processes=1)
+    assert store_contents(tmp_path / "whole") == store_contents(tmp_path / "sharded")
+    (tmp_path / "sharded/manifest.json").unlink()
+    prepare(sharded, shard=(1, 3), merge=True, num_processes=1)  # killed before it had merged, and started again
+    assert store_contents(tmp_path / "whole") == store_contents(tmp_path / "sharded")
+
+
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path: Path, corpus: Path) -> None:
     given = tmp_path / "given.json"
     Tokenizer.train(data_config(tmp_path, [{"path": "x"}], tokenizer=BPE).data.tokenizer, [TEXT]).save(given)

@@ -74,13 +74,14 @@ def prepare(
     """Makes the token store of `config`, or what is missing of it.
 
     `shard` (k, n) makes only every n-th part, from the k-th on (from 1), and no manifest: n machines that share the
-    store's folder can do one each. `merge` then checks that all parts are there and writes the manifest.
+    store's folder can do one each. `merge` then checks that all parts are there and writes the manifest; together with
+    `shard` it does so where this shard was the last that was missing.
     Raises DataError for input that cannot be used; nothing is written then.
     """
     assert shard is None or 1 <= shard[0] <= shard[1]
     data, store = config.data, Path(config.data.store)
     plan = plan_store(data)
-    if merge:
+    if shard is None and merge:
         _merge(store, data, plan)
         return
     chosen = plan.parts if shard is None else plan.parts[shard[0] - 1 :: shard[1]]
@@ -89,6 +90,8 @@ def prepare(
     records = _whole_parts(store, chosen, tokenizer)
     if tokenizer and len(records) == len(chosen) and (shard or _is_finished(store, data, plan, records, tokenizer)):
         logger.info("%s: is whole already, %d parts: nothing to do", what, len(chosen))
+        if merge:
+            _merge_if_last(store, data, plan)
         return
     with worker_pool(_num_workers(chosen, num_processes)) as pool:
         _check_inputs(data, plan, chosen, records, pool)
@@ -97,7 +100,10 @@ def prepare(
         except OSError as error:
             raise DataError(f"{store}: cannot be written ({error}); free the place or set data.store to another") from error
     if shard is None:
+        _remove_unfinished(store)
         _finish(store, data, plan, records, tokenizer)
+    elif merge:
+        _merge_if_last(store, data, plan)
     else:
         logger.info("%s: is whole; when all shards are: drumline prepare CONFIG --merge", what)
 
@@ -270,16 +276,33 @@ def _write_parts(
 
 def _merge(store: Path, data: DataConfig, plan: StorePlan) -> None:
     """Makes a store of the parts that the shards wrote, which all must be there."""
-    tokenizer = Tokenizer.load(store / TOKENIZER_NAME)
-    records = _whole_parts(store, plan.parts, tokenizer)
-    missing = [part.file for part in plan.parts if part.file not in records]
+    tokenizer, records, missing = _find_parts(store, plan)
     if missing:
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"{store}: {len(missing)} of {len(plan.parts)} parts are missing or made from other inputs: {named}; "
             "run their shards again, or drumline prepare CONFIG for all that is missing"
         )
+    _remove_unfinished(store)
     _finish(store, data, plan, records, tokenizer)
+
+
+def _merge_if_last(store: Path, data: DataConfig, plan: StorePlan) -> None:
+    """Of several shards that end at the same time more than one may do it: what they write is the same."""
+    tokenizer, records, missing = _find_parts(store, plan)
+    if missing:
+        logger.info(
+            "%s: %d of %d parts are not there yet: the last shard makes the store", store, len(missing), len(plan.parts)
+        )
+    elif not _is_finished(store, data, plan, records, tokenizer):
+        _finish(store, data, plan, records, tokenizer)
+
+
+def _find_parts(store: Path, plan: StorePlan) -> tuple[Tokenizer, dict[str, PartRecord], list[str]]:
+    """The store's tokenizer, the records of the parts that are whole, and the files of those that are not."""
+    tokenizer = Tokenizer.load(store / TOKENIZER_NAME)
+    records = _whole_parts(store, plan.parts, tokenizer)
+    return tokenizer, records, [part.file for part in plan.parts if part.file not in records]
 
 
 def _finish(store: Path, data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> None:
@@ -324,11 +347,19 @@ def _num_workers(parts: Sequence[PartPlan], num_processes: int | None) -> int:
 
 
 def _remove_stale(store: Path, plan: StorePlan) -> None:
-    """Removes parts of an earlier configuration and what an interrupted run left half written."""
+    """Removes parts of an earlier configuration."""
     wanted = {store / part.file for part in plan.parts}
     wanted |= {path.with_suffix(".json") for path in wanted}
     stale = [path for split in ("train", "validation") for path in store.glob(f"{split}/*/part-*") if path not in wanted]
-    stale += store.glob("*.json.*.tmp")
+    _remove(store, stale)
+
+
+def _remove_unfinished(store: Path) -> None:
+    """Removes what an interrupted run left half written. Not while other shards may be at work: it could be theirs."""
+    _remove(store, list(store.glob("*.json.*.tmp")))
+
+
+def _remove(store: Path, stale: Sequence[Path]) -> None:
     for path in stale:
         path.unlink(missing_ok=True)
     if stale:
