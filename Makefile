@@ -25,10 +25,10 @@ RESOLVE = $(UV) pip compile pyproject.toml install/build-requirements.in --extra
 SET_UP := $(VENV)/.set-up-with-$(notdir $(LOCK))
 HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
 
-.PHONY: help setup horovod demo test test-processes faults check lock bench clean
+.PHONY: help setup horovod demo test test-processes faults rehearse-kubernetes image-rehearsal check lock bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SET_UP) ## make .venv with the locked dependencies and this project in it
 
@@ -45,6 +45,12 @@ test-processes: $(HOROVOD) ## run the tests that start real processes (horovodru
 
 faults: $(HOROVOD) ## inject faults into real runs and print the figures; ROUNDS=100 kills as often
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/faults -m "faults or not faults" --rounds $(ROUNDS)
+
+rehearse-kubernetes: $(HOROVOD) ## play a cluster on this machine, and train on it from the printed manifests; needs root
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/rehearsal -m rehearsal -rs
+
+image-rehearsal: $(SET_UP) ## build k8s/Dockerfile without a registry, and run drumline in it; needs root
+	$(BIN)/python -m tests.rehearsal.image
 
 check: $(SET_UP) ## run ruff, ruff format and mypy
 	$(BIN)/ruff check

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from launch.kubernetes.cli import add_verbs as add_kubernetes_verbs
+from launch.slurm import add_verbs as add_slurm_verbs
 
 if TYPE_CHECKING:
     from launch.plan import Plan, Training
@@ -43,6 +48,12 @@ def add_verbs(subparsers: argparse._SubParsersAction[AnyParser], common: AnyPars
     elastic.add_argument("--discovery", metavar="SCRIPT", help="a shell command that prints a line HOST:SLOTS per machine")
     horovod.set_defaults(handler=_launch_horovod, parser=horovod)
 
+    add_kubernetes_verbs(verbs, common)
+    add_slurm_verbs(verbs, common)
+    worker = verbs.add_parser("worker", help="one worker of several: meets the others, runs its ranks", parents=[common])
+    _add_worker_arguments(worker)
+    worker.set_defaults(handler=_launch_worker, parser=worker)
+
 
 def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="the YAML file of the run")
@@ -65,6 +76,22 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         default=5.0,
         help="before the first restart; it doubles each time, up to 300 (default: 5)",
     )
+
+
+def _add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the YAML file of the run")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="wins over the file")
+    parser.add_argument("--fresh", action="store_true", help="refuse to resume")
+    parser.add_argument("--allow-change", metavar="KEY", action="append", default=[], help="as for `drumline train`")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started here instead of starting it")
+    parser.add_argument("--wait-seconds", type=seconds, metavar="S", default=600.0, help="for the others (default: 600)")
+    place = parser.add_argument_group("place", "by default as Kubernetes, Slurm or the variables DRUMLINE_... have it")
+    place.add_argument("--index", type=not_negative, metavar="I", help="number of this worker, from 0")
+    place.add_argument("--peers", type=_names, metavar="HOST,HOST,...", help="all workers, this one too, by number")
+    place.add_argument("--ranks", type=positive, metavar="N", help="on each worker (default: one per GPU, or 1)")
+    place.add_argument("--job", metavar="NAME", help="tells two jobs apart (default: drumline)")
+    place.add_argument("--port", type=positive, metavar="PORT", help="at which worker 0 awaits the others (default: 29400)")
+    place.add_argument("--secret-file", type=Path, metavar="FILE", help="with the secret that all workers share")
 
 
 def _launch_local(arguments: argparse.Namespace) -> int:
@@ -97,6 +124,23 @@ def _launch_horovod(arguments: argparse.Namespace) -> int:
         return plan.plan_horovod(config, command, num_workers, this, arguments.hosts, arguments.ssh_port)
 
     return _carry_out(plan_it, arguments)
+
+
+def _launch_worker(arguments: argparse.Namespace) -> int:
+    from launch import machine, surroundings, worker
+    from launch.requests import Requests
+
+    config, training = _load(arguments)
+    given = surroundings.Flags(arguments.index, arguments.peers, arguments.ranks, arguments.job, arguments.port)
+    num_gpus = len(machine.find_machine().gpus)
+    here = surroundings.find_surroundings(os.environ, socket.gethostname(), given, num_gpus)
+    if arguments.dry_run:
+        print(worker.describe(config, training, here).script())
+        return 0
+    secret = surroundings.read_secret(os.environ, arguments.secret_file)
+    os.environ.pop(surroundings.SECRET_FILE, None)  # The ranks need not know where it is.
+    with Requests() as requests:
+        return worker.run(config, training, here, secret, arguments.wait_seconds, requests)
 
 
 def _is_elastic(arguments: argparse.Namespace) -> bool:
@@ -196,6 +240,10 @@ def _run(planned: Plan, requests: Requests) -> int:
             return local.run(planned.processes, requests)
         case "horovod":
             return horovod.run(planned, requests).exit_code
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def positive(text: str) -> int:

@@ -50,6 +50,8 @@ def run(
     translate: Callable[[str, str], str | None] | None = None,
     send: Callable[[int, int], bool] = processes.send,
     change: Callable[[], str | None] = lambda: None,
+    change_seconds: float = _CHANGE_SECONDS,
+    choose: Callable[[Sequence[int]], int] = lambda exit_codes: exit_codes[0],
     grace_seconds: float = 15.0,
 ) -> int:
     """Starts processes and waits for all; the exit code of the whole.
@@ -57,11 +59,13 @@ def run(
     Each line of output goes out as `translate(name, line)`, by default `prefix`, unless that is None; a process that runs
     `in_terminal` writes where the launcher does. SIGTERM and SIGINT are passed on once, at the second one all are killed;
     SIGUSR1 goes to those that listen for it. `send(pid, signal)` is how a process gets a signal. `change` is called several
-    times a second; when it returns a reason, the processes are asked to save and stop as by SIGTERM. Where one fails the
-    others are asked to end, and killed after `grace_seconds`. The exit code is that of the first that failed by itself; 75
-    where none failed and one was stopped. Whatever happens, nothing that has the `mark` of this launch is left.
+    times a second; when it returns a reason, the processes are asked to save and stop as by SIGTERM, and killed after
+    `change_seconds`. Where one fails the others are asked to end, and killed after `grace_seconds`. The exit code is what
+    `choose` takes of those that failed by themselves, by default the first; 75 where none failed and one was stopped. Whatever
+    happens, nothing that has the `mark` of this launch is left.
     """
-    crew = _Crew(mark or processes.new_mark(), requests, translate or prefix, send, change, grace_seconds)
+    mark = mark or processes.new_mark()
+    crew = _Crew(mark, requests, translate or prefix, send, change, change_seconds, choose, grace_seconds)
     with selectors.DefaultSelector() as selector:
         try:
             for process in planned:
@@ -105,12 +109,14 @@ class _Crew:
     translate: Callable[[str, str], str | None]
     send: Callable[[int, int], bool]
     change: Callable[[], str | None]
+    change_seconds: float
+    choose: Callable[[Sequence[int]], int]
     grace_seconds: float
     members: list[_Member] = field(default_factory=list)
     stopping: bool = False  # for whatever reason
     asked: bool = False  # to stop, by a signal
     killed: bool = False
-    failed: _Member | None = None
+    failures: list[int] = field(default_factory=list)  # exit codes
     patience: _Patience | None = None
 
     def add(self, member: _Member, selector: selectors.BaseSelector) -> None:
@@ -124,10 +130,10 @@ class _Crew:
         """Passes on what was asked for, notes who is done, and ends the others where one failed."""
         for number in self.requests.take():
             self._obey(number)
-        if not self.stopping and self.failed is None and (reason := self.change()):
+        if not self.stopping and not self.failures and (reason := self.change()):
             logger.info("%s; asking the workers to save and stop.", reason)
             self._stop(signal.SIGTERM)
-            self.patience = _Patience(_CHANGE_SECONDS)
+            self.patience = _Patience(self.change_seconds)
         for member in self.members:
             if not member.done and processes.has_ended(member.running):
                 processes.kill(member.running)  # what it left behind in its group
@@ -140,9 +146,8 @@ class _Crew:
             self._kill()
 
     def exit_code(self) -> int:
-        if self.failed is not None:
-            assert self.failed.exit_code is not None
-            return self.failed.exit_code
+        if self.failures:
+            return self.choose(self.failures)
         return _STOPPED if any(member.exit_code for member in self.members) else 0
 
     def end(self) -> None:
@@ -176,9 +181,15 @@ class _Crew:
         # Between the start and the first step there is nobody to turn a signal into 75.
         by_signal = member.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
         died_of_the_request = self.killed or (self.stopping and by_signal)
-        if member.exit_code in (0, _STOPPED) or died_of_the_request or self.failed is not None:
+        assert member.exit_code is not None
+        if member.exit_code in (0, _STOPPED) or died_of_the_request:
             return
-        self.failed = member
+        if self.failures:
+            # Unless it died of what followed from the first.
+            if not by_signal and member.exit_code != 128 + signal.SIGKILL:
+                self.failures.append(member.exit_code)
+            return
+        self.failures.append(member.exit_code)
         if len(self.members) > 1:
             logger.error("Worker %s failed with exit code %d; ending the others.", member.name, member.exit_code)
         self._signal(signal.SIGTERM)

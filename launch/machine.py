@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from launch import cgroups
 from launch.plan import Machine
 
 
@@ -24,7 +26,14 @@ def find_machine() -> Machine:
         names = [name.strip() for name in visible.split(",")]
         gpus = tuple(names[: names.index("-1")] if "-1" in names else filter(None, names))
     threads_are_set = "TF_NUM_INTRAOP_THREADS" in os.environ
-    return Machine(len(os.sched_getaffinity(0)), gpus, _find_horovodrun(), threads_are_set)
+    return Machine(_num_cores(), gpus, _find_horovodrun(), threads_are_set)
+
+
+def _num_cores() -> int:
+    """Those that this process may run on, or fewer where a container's limit leaves it the time of fewer."""
+    limit = cgroups.cores()
+    num_cores = len(os.sched_getaffinity(0))
+    return num_cores if limit is None else max(1, min(num_cores, math.ceil(limit)))
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from launch.surroundings import Surroundings
 from trainer.config import Config, plan_batches
 from trainer.errors import BackendError, UserError
 
@@ -24,6 +25,15 @@ class Machine:
     gpus: tuple[str, ...] = ()
     horovodrun: str | None = None
     threads_are_set: bool = False
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a worker of a job is: the name under which the others reach it, and a free port there for each of its ranks.
+    A port may be a word that stands for one, in what is only printed."""
+
+    host: str
+    ports: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,106 @@ def plan_elastic(
     return _over_hosts(config, training, num_workers, machine, tuple(hosts), ssh_port, ("--disable-cache",))
 
 
+def choose_worker_backend(config: Config, surroundings: Surroundings, machine: Machine) -> tuple[Backend, str | None]:
+    """The backend of a worker's ranks, and why, where the configuration left it open.
+
+    Raises ConfigError where the batch does not divide, BackendError where this machine or the backend does not allow it.
+    """
+    num_ranks, num_workers = surroundings.num_ranks, surroundings.num_workers
+    backend, reason = _choose_backend(config, num_ranks, machine)
+    if backend == "single" and num_ranks > 1:
+        raise BackendError(
+            f"distribution.backend: got single, which is one process, and {num_ranks} ranks; "
+            "expected one worker with one rank, or backend multiworker or horovod"
+        )
+    if backend == "mirrored" and num_workers > 1:
+        raise BackendError(
+            f"distribution.backend: got mirrored, which is one machine's, and {num_workers} workers; "
+            "expected one worker, or backend multiworker or horovod"
+        )
+    plan_batches(config.train, num_ranks)
+    if machine.gpus and surroundings.ranks_per_worker > len(machine.gpus):
+        raise BackendError(
+            f"--ranks: got {surroundings.ranks_per_worker} ({surroundings.source}), expected at most {len(machine.gpus)}, a "
+            "GPU of this machine each; set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU"
+        )
+    if backend == "horovod":
+        _require_horovod(machine)
+    return backend, reason
+
+
+def plan_worker(
+    config: Config,
+    training: Training,
+    surroundings: Surroundings,
+    gang: Sequence[Seat],
+    machine: Machine,
+    store_address: str,
+    interface: str,
+    given: Collection[str] = (),
+) -> Plan:
+    """The ranks of one worker, named by their numbers in the whole.
+
+    `store_address` is where Horovod's ranks ask for one another, `interface` the one that leads to the peers. Of the variables
+    that tune, those that the user has `given` stay.
+
+    Raises as `choose_worker_backend` does.
+    """
+    backend, reason = choose_worker_backend(config, surroundings, machine)
+    argv = training.argv(*((f"distribution.backend={backend}",) if reason else ()))
+    if backend == "mirrored":
+        argv = (*argv, f"distribution.num_replicas={surroundings.ranks_per_worker}")
+    here, processes = surroundings, []
+    num_processes = here.ranks_per_worker if backend in ("multiworker", "horovod") else 1
+    threads = {} if machine.threads_are_set else _threads(machine.num_cores // num_processes)
+    for local_rank in range(num_processes):
+        env: dict[str, str] = {}
+        if backend == "multiworker":
+            env = {"TF_CONFIG": _tf_config(gang, here.first_rank + local_rank)}
+        elif backend == "horovod":
+            tuned = _horovod_tuning(config, interface)
+            env = _horovod_rank(here, local_rank, store_address)
+            env |= {name: value for name, value in tuned.items() if name not in given}
+        if machine.gpus and num_processes > 1:
+            env["CUDA_VISIBLE_DEVICES"] = machine.gpus[local_rank]
+        processes.append(Process(str(here.first_rank + local_rank), argv, {**env, **threads}))
+    return Plan(backend, tuple(processes), here.num_ranks, reason)
+
+
+def _horovod_rank(here: Surroundings, local_rank: int, store_address: str) -> dict[str, str]:
+    """What `horovodrun` sets for a rank (horovod.runner.gloo_run)."""
+    store_host, _, store_port = store_address.rpartition(":")
+    return {
+        "HOROVOD_HOSTNAME": here.host,
+        "HOROVOD_RANK": str(here.first_rank + local_rank),
+        "HOROVOD_SIZE": str(here.num_ranks),
+        "HOROVOD_LOCAL_RANK": str(local_rank),
+        "HOROVOD_LOCAL_SIZE": str(here.ranks_per_worker),
+        "HOROVOD_CROSS_RANK": str(here.index),
+        "HOROVOD_CROSS_SIZE": str(here.num_workers),
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": store_host,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": store_port,
+    }
+
+
+def _horovod_tuning(config: Config, interface: str) -> dict[str, str]:
+    # Machines do not read TensorFlow from their disks equally fast; Gloo's own 30 s would be short for the slowest.
+    timeout = str(max(30, round(config.distribution.timeout_seconds)))
+    return {
+        "HOROVOD_GLOO_IFACE": interface,
+        "NCCL_SOCKET_IFNAME": interface,
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": timeout,
+    }
+
+
+def _tf_config(gang: Sequence[Seat], rank: int) -> str:
+    """As in tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable."""
+    workers = [f"[{seat.host}]:{port}" if ":" in seat.host else f"{seat.host}:{port}" for seat in gang for port in seat.ports]
+    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
+
+
 def _over_hosts(
     config: Config,
     training: Training,
@@ -204,33 +314,35 @@ def _require_gpus(num_workers: int, machine: Machine) -> None:
 
 
 def _multiworker(argv: tuple[str, ...], machine: Machine, ports: Sequence[int]) -> tuple[Process, ...]:
-    """TF_CONFIG as in tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable."""
-    workers = [f"127.0.0.1:{port}" for port in ports]
-    processes = []
-    for rank in range(len(workers)):
-        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
+    gang, processes = [Seat("127.0.0.1", tuple(ports))], []
+    for rank in range(len(ports)):
         device = {"CUDA_VISIBLE_DEVICES": machine.gpus[rank]} if machine.gpus else {}
-        env = {"TF_CONFIG": json.dumps(task), **device, **_share_of_cores(len(workers), machine)}
+        env = {"TF_CONFIG": _tf_config(gang, rank), **device, **_share_of_cores(len(ports), machine)}
         processes.append(Process(str(rank), argv, env))
     return tuple(processes)
 
 
 def _horovodrun(argv: tuple[str, ...], num_workers: int, machine: Machine, options: tuple[str, ...] = ()) -> Process:
     """Cores are left alone: Horovod's ranks divide those of whichever machine they are on among themselves."""
+    return Process("horovodrun", (_require_horovod(machine), "--gloo", "-np", str(num_workers), *options, *argv))
+
+
+def _require_horovod(machine: Machine) -> str:
     if machine.horovodrun is None:
         raise BackendError(
             "distribution.backend: got horovod, which is not installed in this environment; "
             "run `make horovod`, or take another backend"
         )
-    return Process("horovodrun", (machine.horovodrun, "--gloo", "-np", str(num_workers), *options, *argv))
+    return machine.horovodrun
 
 
 def _share_of_cores(num_workers: int, machine: Machine) -> dict[str, str]:
-    """This machine's cores, divided: otherwise each worker would start threads for all of them.
-
-    TensorFlow reads both variables by itself (tensorflow/core/common_runtime/process_util.cc).
-    """
+    """This machine's cores, divided: otherwise each worker would start threads for all of them."""
     if num_workers == 1 or machine.threads_are_set:
         return {}
-    share = str(max(1, machine.num_cores // num_workers))
-    return {"TF_NUM_INTRAOP_THREADS": share, "TF_NUM_INTEROP_THREADS": share}
+    return _threads(machine.num_cores // num_workers)
+
+
+def _threads(num_cores: int) -> dict[str, str]:
+    """TensorFlow reads both variables by itself (tensorflow/core/common_runtime/process_util.cc)."""
+    return dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(max(1, num_cores)))

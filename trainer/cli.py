@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from launch.cli import add_verbs as add_launch_verbs
 from launch.cli import positive
+from launch.doctor import add_arguments as add_doctor_arguments
 from trainer.arguments import Parser, Verbs, not_negative, probability, shard, temperature
 from trainer.errors import CheckpointError, DataError, DrumlineError, Stopped, UserError
 
@@ -89,6 +90,7 @@ def _parser() -> Parser:
     _add_predict(verbs, common)
     _add_verify(verbs, common)
     _add_checkpoints(verbs, common)
+    _add_doctor(verbs, common)
     add_launch_verbs(verbs, common)
     return parser
 
@@ -96,9 +98,8 @@ def _parser() -> Parser:
 def _add_prepare(verbs: Verbs, common: Parser) -> None:
     parser = verbs.add_parser("prepare", help="text -> tokenizer and token store; safe to repeat", parents=[common])
     _add_config(parser)
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts of the work, from 1")
-    part.add_argument("--merge", action="store_true", help="make the store of the shards, when all are there")
+    parser.add_argument("--shard", type=shard, metavar="I/N", help="only the I-th of N parts of the work; 0 is the N-th")
+    parser.add_argument("--merge", action="store_true", help="make the store of the shards; with --shard, if it is the last")
     parser.add_argument("--processes", type=positive, metavar="N", help="how many work at once (default: a core each)")
     parser.set_defaults(handler=_prepare, parser=parser)
 
@@ -313,6 +314,20 @@ def _prune_checkpoints(arguments: argparse.Namespace) -> int:
         print(f"{path}: deleted")
     print(f"{len(list_checkpoints(run.checkpoints))} checkpoints stay")
     return 0
+
+
+def _add_doctor(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser("doctor", help="what would stop a run here, before it starts", parents=[common])
+    _add_config(parser, nargs="?")
+    add_doctor_arguments(parser)
+    parser.set_defaults(handler=_doctor, parser=parser)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from launch.doctor import examine
+    from trainer import preflight
+
+    return examine(arguments, preflight.check_packages, preflight.checks)
 
 
 def _open_run(path: Path) -> RunDirectory:

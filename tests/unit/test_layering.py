@@ -38,6 +38,8 @@ WITHOUT_TENSORFLOW = (
     "trainer.monitor.roll_call",
     "trainer.monitor.watchdog",
     "trainer.pace",
+    # What it starts imports TensorFlow, in a process of its own.
+    "trainer.preflight",
     "trainer.progress",
     "trainer.saver",
     "trainer.stop",

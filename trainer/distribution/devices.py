@@ -56,12 +56,19 @@ def split_cpu(num_replicas: int) -> list[str]:
 
 def share_cores(local_rank: int, local_size: int) -> None:
     """Gives each rank on this machine its own cores, where the launcher has not: ranks that share cores wait for one
-    another's threads, and Horovod's own threads compete with all of them."""
+    another's threads, and Horovod's own threads compete with all of them.
+
+    The number of threads that the launcher has set stands. Where it is another than that of the cores, a container's limit
+    leaves the ranks less than the machine: which cores are free for them only the system knows.
+    """
     cores = sorted(os.sched_getaffinity(0))
-    if local_size > 1 and len(cores) >= local_size and len(cores) == os.cpu_count():
-        each = len(cores) // local_size
+    told = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    each = len(cores) // local_size
+    if local_size > 1 and each > 0 and len(cores) == os.cpu_count() and told in (None, str(each)):
         cores = cores[local_rank * each : (local_rank + 1) * each]
         os.sched_setaffinity(0, cores)
+    if told is not None:
+        return  # TensorFlow reads it by itself, and what is set below would win over it
     try:
         tf.config.threading.set_intra_op_parallelism_threads(len(cores))
     except RuntimeError as error:

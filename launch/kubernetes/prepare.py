@@ -1,0 +1,84 @@
+"""`drumline prepare` as an indexed Job: each pod makes one shard of the store, and the last one that is done merges them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launch.kubernetes.job import failure_policy, indexed, time_to_live
+from launch.kubernetes.network import prepare_policy
+from launch.kubernetes.objects import Manifest, config_map, labels_of, object_of, queued
+from launch.kubernetes.options import Preparation, amount
+from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
+from launch.kubernetes.security import container_security, pod_security, temporary_environment
+from launch.kubernetes.volumes import (
+    WORKING_DIRECTORY,
+    Folders,
+    claim_volumes,
+    find_folders,
+    new_claims,
+    require_inputs,
+)
+from trainer.config import Config
+
+SUFFIX = "-prepare"
+_CONFIG_SUFFIX = f"{SUFFIX}{CONFIG_SUFFIX}"
+
+
+def render_prepare(config: Config, text: str, preparation: Preparation, overrides: Sequence[str]) -> list[Manifest]:
+    """Raises UserError where an input would not be on the data volume."""
+    options = preparation.job
+    folders = find_folders(config)
+    require_inputs(config, folders)
+    job = queued(object_of("Job", "batch/v1", options, SUFFIX, "prepare"), options)
+    job["spec"] = {
+        **indexed(options, preparation.shards),
+        # Shards have nothing to do with each other: each has its own tries.
+        "backoffLimitPerIndex": options.restarts,
+        "podFailurePolicy": failure_policy(),
+        **time_to_live(options),
+        "template": {
+            "metadata": {"labels": labels_of(options, "prepare")},
+            "spec": {"restartPolicy": "Never", **_pod(preparation, folders, overrides)},
+        },
+    }
+    return [
+        config_map(options, text, _CONFIG_SUFFIX),
+        *new_claims(options, {"-data": options.data}),
+        prepare_policy(options),
+        job,
+    ]
+
+
+def _pod(preparation: Preparation, folders: Folders, overrides: Sequence[str]) -> Manifest:
+    options = preparation.job
+    volumes, names = claim_volumes(data=options.data)
+    num_processes = max(1, int(amount(options.resources.cpus)))
+    # Kubernetes puts in the index, from 0; `prepare` takes shard 0 for the last one.
+    shard = ["--shard", f"$(JOB_COMPLETION_INDEX)/{preparation.shards}"]
+    container = {
+        "name": "prepare",
+        "image": options.image,
+        "command": [
+            *["drumline", "prepare", CONFIG_PATH, *shard, "--merge", "--processes", str(num_processes)],
+            *literal(overrides),
+        ],
+        "workingDir": str(WORKING_DIRECTORY),
+        "env": temporary_environment(),
+        "resources": resources_of(options.resources),
+        "securityContext": container_security(),
+        "volumeMounts": [
+            {"name": names["data"], "mountPath": str(folders.data)},
+            {"name": "configuration", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            {"name": "temporary", "mountPath": "/tmp"},
+        ],
+    }
+    return {
+        **pod_security(),
+        **placement_of(options.placement, options),
+        "containers": [container],
+        "volumes": [
+            *volumes,
+            {"name": "configuration", "configMap": {"name": f"{options.name}{_CONFIG_SUFFIX}"}},
+            {"name": "temporary", "emptyDir": {}},
+        ],
+    }

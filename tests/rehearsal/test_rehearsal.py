@@ -1,0 +1,170 @@
+"""Runs as they are on Kubernetes: started from the printed manifests, killed, drained, cut off, and equal to one process's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.rehearsal.cluster import Cluster
+from tests.rehearsal.conftest import Rehearsed
+from tests.rehearsal.controllers import JobController, JobSetController
+from tests.rehearsal.pods import Pod
+from tests.rehearsal.run import NAME, STEPS, Workshop, compare, make_workshop
+from tests.rehearsal.test_cluster import plain_pod
+from tests.rehearsal.traffic import selects
+
+pytestmark = pytest.mark.rehearsal
+
+# What reductions in another order make of losses.
+_TOLERANCE = 1e-5
+_LIMIT_SECONDS = 300.0
+_PORT = 29400
+
+
+@pytest.fixture
+def stage(cluster: Cluster, workshop: Workshop) -> Cluster:
+    """A cluster with the claims that the runs use."""
+    cluster.claims |= {"data": workshop.directory / "data", "runs": workshop.directory / "runs"}
+    return cluster
+
+
+@pytest.mark.parametrize(("nodes", "ranks"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize("backend", ["horovod", "multiworker"])
+def test_job(
+    stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed, backend: str, nodes: int, ranks: int
+) -> None:
+    rehearsed.what = f"Job, {backend}, {nodes} pods x {ranks}"
+    stage.apply(workshop.render_training(nodes, ranks, "--no-tensorboard", f"distribution.backend={backend}"))
+    stage.wait_until(lambda: len(stage.pods) == nodes, 5, "the pods")
+    workers = [*stage.pods]
+    knock = f"import socket; socket.create_connection(('{NAME}-0.{NAME}', {_PORT}), 1); print('let in')"
+    stage.apply([plain_pod("stranger", {}, ["sh", "-c", f'while sleep 1; do python -c "{knock}"; done'])])
+    assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
+    assert [pod.hostname for pod in stage.pods] == [*(f"{NAME}-{index}" for index in range(nodes)), "stranger"]
+    for pod in workers:
+        assert "FAIL" not in pod.output
+        assert "ok    all-reduce:" in pod.output
+    (policy,) = stage.of_kind("NetworkPolicy")
+    assert [selects(policy, pod) for pod in stage.pods] == [True] * nodes + [False]
+    assert "timed out" in stage.pods[-1].output
+    assert "let in" not in stage.pods[-1].output
+    settle(rehearsed, workshop, reference)
+
+
+def test_job_on_horovod_killed_then_drained_then_cut_off(
+    stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed
+) -> None:
+    stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "distribution.backend=horovod"))
+    job = stage.controllers[NAME]
+    assert isinstance(job, JobController)
+    assert disturb(stage, workshop, f"{NAME}-1", Pod.kill, 60) == [70, 137]
+    assert (job.num_failures, job.num_ignored) == (2, 0)
+    assert disturb(stage, workshop, f"{NAME}-0", Pod.drain, 130) == [75, 75]
+    assert (job.num_failures, job.num_ignored) == (2, 2)
+    assert disturb(stage, workshop, f"{NAME}-1", Pod.cut, 210) == [70, 70]
+    assert (job.num_failures, job.num_ignored) == (4, 2)
+    assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
+    assert len(stage.pods) == 8
+    settle(rehearsed, workshop, reference)
+
+
+def test_job_on_multiworker_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
+    stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "distribution.backend=multiworker"))
+    disturb(stage, workshop, f"{NAME}-0", Pod.kill, 60)
+    assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
+    assert len(stage.pods) == 4
+    settle(rehearsed, workshop, reference)
+
+
+def test_jobset_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
+    stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "--kind", "jobset"))
+    jobset = stage.controllers[NAME]
+    assert isinstance(jobset, JobSetController)
+    disturb(stage, workshop, f"{NAME}-workers-0-1", Pod.kill, 60)
+    assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
+    assert jobset.num_restarts == 1
+    settle(rehearsed, workshop, reference)
+
+
+def test_mpijob_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
+    """The worker's pod stays, and its container comes back; the launcher comes back as another pod."""
+    stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "--kind", "mpijob"))
+    stage.wait_until(lambda: workshop.step >= 60, _LIMIT_SECONDS, "step 60")
+    worker = stage.active(f"{NAME}-worker-0")
+    worker.kill()
+    assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
+    launchers = [pod for pod in stage.pods if pod.hostname == f"{NAME}-launcher"]
+    assert [pod.exit_codes["worker"] for pod in launchers] == [70, 0]
+    assert worker.num_restarts == 1
+    settle(rehearsed, workshop, reference)
+
+
+@pytest.mark.usefixtures("rehearsed")
+def test_typing_error_ends_the_job_at_once(stage: Cluster, workshop: Workshop) -> None:
+    manifests = workshop.render_training(2, 1, "--no-tensorboard", "--grace-seconds", "5")
+    (configuration,) = [each for each in manifests if each["kind"] == "ConfigMap"]
+    text = configuration["data"]["config.yaml"]
+    configuration["data"]["config.yaml"] = text.replace("num_layers", "num_layer")
+    stage.apply(manifests)
+    outcome = stage.wait_for_outcome(NAME, 60)
+    assert outcome.startswith("PodFailurePolicy: container doctor of band-")
+    assert "exit code 2" in outcome
+    stage.wait_until(lambda: all(pod.finished for pod in stage.pods), 40, "the end of the other pod")
+    assert len(stage.pods) == 2
+    assert any("num_layer" in pod.output and "num_layers" in pod.output for pod in stage.pods)
+
+
+@pytest.mark.usefixtures("rehearsed")
+def test_tensorboard_answers_over_its_service_within_its_namespace(
+    stage: Cluster, workshop: Workshop, reference: Workshop
+) -> None:
+    stage.claims["runs"] = reference.directory / "runs"
+    manifests = [each for each in workshop.render_training(2, 1) if each["kind"] != "Job"]
+    stage.apply(manifests)
+    stage.wait_until(lambda: any(pod.ready for pod in stage.pods), 60, "TensorBoard")
+    service = f"{NAME}-tensorboard"
+    stage.wait_until(lambda: stage.knows(service), 5, "its name")
+    ask = f"import urllib.request as r; print(r.urlopen('http://{service}.default:6006/data/runs', timeout=5).read().decode())"
+    neighbour, stranger = plain_pod("neighbour", {}, ["python", "-c", ask]), plain_pod("stranger", {}, ["python", "-c", ask])
+    stranger["metadata"]["namespace"] = "elsewhere"
+    stage.apply([neighbour, stranger])
+    stage.wait_until(lambda: all(pod.finished for pod in stage.pods[1:]), 30, "the answers")
+    assert json.loads(stage.pods[1].output.splitlines()[-1]) == ["train", "validation"]
+    assert "timed out" in stage.pods[2].output
+
+
+@pytest.mark.usefixtures("rehearsed")
+def test_prepare_in_2_shards_and_the_merge(cluster: Cluster, reference: Workshop, tmp_path: Path) -> None:
+    fresh = make_workshop(tmp_path / "fresh")
+    cluster.claims["data"] = fresh.directory / "data"
+    cluster.apply(fresh.render("prepare", "config.yaml", "--shards", "2", "--data-claim", "data", "--cpus", "1"))
+    assert cluster.wait_for_outcome(f"{NAME}-prepare", 60) == "Complete"
+    made, expected = (each.directory / "data" / "store" for each in (fresh, reference))
+    assert contents(made) == contents(expected)
+
+
+def disturb(stage: Cluster, workshop: Workshop, hostname: str, how: Callable[[Pod], None], step: int) -> list[int | None]:
+    """Brings harm to a pod when the run is at a step or further; the exit codes of the gang's pods, by their host names."""
+    stage.wait_until(lambda: workshop.step >= step, _LIMIT_SECONDS, f"step {step}")
+    gang = [pod for pod in stage.pods if not pod.finished]
+    how(stage.active(hostname))
+    stage.wait_until(lambda: all(pod.finished for pod in gang), _LIMIT_SECONDS, f"the end of all pods after {how.__name__}")
+    assert workshop.step < STEPS, "the run was over before it was disturbed"
+    stage.step()
+    return [pod.exit_codes.get("worker") for pod in sorted(gang, key=lambda pod: pod.hostname)]
+
+
+def settle(rehearsed: Rehearsed, workshop: Workshop, reference: Workshop) -> None:
+    """Holds a run against that of one process."""
+    rehearsed.difference = compare(workshop.run, reference.run)
+    assert rehearsed.difference < _TOLERANCE
+    workshop.drumline("verify", f"runs/{NAME}")
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """What a store is made of; its other files say how it was made."""
+    files = [store / "manifest.json", *sorted(store.rglob("*.arrow"))]
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
