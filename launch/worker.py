@@ -11,9 +11,10 @@ import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from launch import local, machine, network
-from launch.meeting import Meeting
+from launch import local, machine
 from launch.plan import Plan, Seat, Training, choose_worker_backend, plan_worker
+from launch.rendezvous import network
+from launch.rendezvous.meeting import Meeting
 from launch.requests import Requests
 from launch.surroundings import Surroundings
 from trainer.config import Config

@@ -35,7 +35,7 @@ from trainer.errors import DrumlineError
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # What a clone has, and what the set-up adds to it.
-LINKED = ("CONTRIBUTING.md", "Makefile", "README.md", "benchmarks", "docs", "install", "launch", "tests", "trainer")
+LINKED = ("CONTRIBUTING.md", "Makefile", "README.md", "benchmarks", "docs", "install", "k8s", "launch", "tests", "trainer")
 # The same demo in seconds: fewer steps, less of a model.
 SMALLER = {
     "vocabulary_size: 2048": "vocabulary_size: 400",

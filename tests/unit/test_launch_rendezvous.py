@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from launch import network
-from launch.caller import Caller, Refused, Restarted, Unreachable
-from launch.gathering import CheckIn, Gathering, Mismatch, Standing
-from launch.local_store import LocalStore
 from launch.machine import free_ports
 from launch.plan import Seat
-from launch.rendezvous import Rendezvous
-from launch.signatures import Nonce, SeenNonces, sign_answer, sign_request
-from launch.store import Store
+from launch.rendezvous import network
+from launch.rendezvous.caller import Caller, Refused, Restarted, Unreachable
+from launch.rendezvous.gathering import CheckIn, Gathering, Mismatch, Standing
+from launch.rendezvous.local_store import LocalStore
+from launch.rendezvous.server import Rendezvous
+from launch.rendezvous.signatures import Nonce, SeenNonces, sign_answer, sign_request
+from launch.rendezvous.store import Store
 from launch.surroundings import Surroundings
 from trainer.errors import UserError
 

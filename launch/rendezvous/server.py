@@ -3,10 +3,10 @@
     GET    /workers/INDEX/session   {"session"}: the number of this start of the server
     PUT    /workers/INDEX       a check-in; {"gang", "missing", "broken", ...}, held back until it is news
     DELETE /workers/INDEX       a goodbye
-    GET, PUT, DELETE /store/SCOPE/KEY     Horovod's, whose ranks reach it through `launch.local_store`
+    GET, PUT, DELETE /store/SCOPE/KEY     Horovod's, whose ranks reach it through `launch.rendezvous.local_store`
 
-Requests and answers are signed (`launch.signatures`). What cannot be believed gets 401, another job's worker 409, a request
-to a former start of the server 412, a worker with other settings 422.
+Requests and answers are signed (`launch.rendezvous.signatures`). What cannot be believed gets 401, another job's worker 409,
+a request to a former start of the server 412, a worker with other settings 422.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
-from launch.gathering import HOLD_SECONDS, CheckIn, Gathering, Mismatch, Standing
-from launch.http_server import Handler, Server
 from launch.plan import Seat
-from launch.signatures import SeenNonces, is_same, parse_nonce, sign_answer, sign_request
-from launch.store import Store, horovod_scopes
+from launch.rendezvous.gathering import HOLD_SECONDS, CheckIn, Gathering, Mismatch, Standing
+from launch.rendezvous.http_server import Handler, Server
+from launch.rendezvous.signatures import SeenNonces, is_same, parse_nonce, sign_answer, sign_request
+from launch.rendezvous.store import Store, horovod_scopes
 from launch.surroundings import PORT, Surroundings
 from trainer.errors import UserError
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 
-from launch.caller import Caller
-from launch.contact import Contact
-from launch.gathering import CheckIn, Gathering
-from launch.local_store import LocalStore
-from launch.network import find_unknown
 from launch.plan import Seat
-from launch.rendezvous import Rendezvous
+from launch.rendezvous.caller import Caller
+from launch.rendezvous.contact import Contact
+from launch.rendezvous.gathering import CheckIn, Gathering
+from launch.rendezvous.local_store import LocalStore
+from launch.rendezvous.network import find_unknown
+from launch.rendezvous.server import Rendezvous
 from launch.requests import Requests
 from launch.surroundings import Surroundings
 from trainer.errors import DrumlineError, Stopped, UserError

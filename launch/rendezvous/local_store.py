@@ -11,9 +11,9 @@ import time
 from http import HTTPStatus
 from types import TracebackType
 
-from launch.caller import Caller, Refused, Restarted, Unreachable
-from launch.gathering import HOLD_SECONDS
-from launch.http_server import Handler, Server
+from launch.rendezvous.caller import Caller, Refused, Restarted, Unreachable
+from launch.rendezvous.gathering import HOLD_SECONDS
+from launch.rendezvous.http_server import Handler, Server
 
 _PATIENCE_SECONDS = 20.0
 _RETRY_SECONDS = 0.5

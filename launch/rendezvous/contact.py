@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
-from launch.caller import Caller, Refused, Restarted, Unreachable
-from launch.gathering import HOLD_SECONDS, CheckIn, Standing
-from launch.network import find_unknown
 from launch.plan import Seat
-from launch.rendezvous import read_standing
+from launch.rendezvous.caller import Caller, Refused, Restarted, Unreachable
+from launch.rendezvous.gathering import HOLD_SECONDS, CheckIn, Standing
+from launch.rendezvous.network import find_unknown
+from launch.rendezvous.server import read_standing
 from trainer.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import json
 import socket
 import threading
 
-from launch import rendezvous
-from launch.signatures import Nonces, is_same, sign_answer, sign_request
+from launch.rendezvous import server
+from launch.rendezvous.signatures import Nonces, is_same, sign_answer, sign_request
 
 _CONNECT_SECONDS = 5.0
 _LONGEST_ANSWER = 1 << 22
@@ -70,10 +70,10 @@ class Caller:
         nonce = str(self._nonces.next())
         signature = sign_request(self._secret, session, self._job, method, path, nonce, body)
         headers = {
-            rendezvous.JOB_HEADER: self._job,
-            rendezvous.SESSION_HEADER: session,
-            rendezvous.NONCE_HEADER: nonce,
-            rendezvous.SIGNATURE_HEADER: signature,
+            server.JOB_HEADER: self._job,
+            server.SESSION_HEADER: session,
+            server.NONCE_HEADER: nonce,
+            server.SIGNATURE_HEADER: signature,
         }
         connection = http.client.HTTPConnection(self.host, self.port, timeout=_CONNECT_SECONDS)
         try:
@@ -96,7 +96,7 @@ class Caller:
     def _check(self, answer: http.client.HTTPResponse, content: bytes, nonce: str) -> None:
         session = answer.headers.get("Drumline-Session", "")
         expected = sign_answer(self._secret, session, self._job, nonce, answer.status, content)
-        is_ours = is_same(answer.headers.get(rendezvous.SIGNATURE_HEADER, ""), expected)
+        is_ours = is_same(answer.headers.get(server.SIGNATURE_HEADER, ""), expected)
         if answer.status == http.HTTPStatus.CONFLICT:
             raise Refused(f"at {self.place} is the rendezvous of another job than {self._job!r}", settled=False)
         if not session:
