@@ -156,6 +156,10 @@ class Cluster:
         self.wait_until(lambda: self.controllers[name].outcome is not None, seconds, f"the end of {name}")
         return str(self.controllers[name].outcome)
 
+    def newest(self, hostname: str) -> Pod:
+        """The last pod of this host name, whatever has become of it."""
+        return [pod for pod in self.pods if pod.hostname == hostname][-1]
+
     def active(self, hostname: str) -> Pod:
         """The pod of this host name that has not ended."""
         (pod,) = [pod for pod in self.pods if pod.hostname == hostname and not pod.finished]

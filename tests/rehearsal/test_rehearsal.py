@@ -69,6 +69,7 @@ def test_job_on_horovod_killed_then_drained_then_cut_off(
     assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
     assert len(stage.pods) == 8
     settle(rehearsed, workshop, reference)
+    workshop.drumline("verify", f"runs/{NAME}")
 
 
 def test_job_on_multiworker_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
@@ -77,6 +78,7 @@ def test_job_on_multiworker_killed(stage: Cluster, workshop: Workshop, reference
     assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
     assert len(stage.pods) == 4
     settle(rehearsed, workshop, reference)
+    workshop.drumline("verify", f"runs/{NAME}")
 
 
 def test_jobset_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
@@ -147,21 +149,23 @@ def test_prepare_in_2_shards_and_the_merge(cluster: Cluster, reference: Workshop
 
 
 def disturb(stage: Cluster, workshop: Workshop, hostname: str, how: Callable[[Pod], None], step: int) -> list[int | None]:
-    """Brings harm to a pod when the run is at a step or further; the exit codes of the gang's pods, by their host names."""
+    """Brings harm to a pod when the run is at a step or further, and waits until the gang goes on from a checkpoint. The exit
+    codes of the pods that took part, by their host names."""
     stage.wait_until(lambda: workshop.step >= step, _LIMIT_SECONDS, f"step {step}")
     gang = [pod for pod in stage.pods if not pod.finished]
     how(stage.active(hostname))
     stage.wait_until(lambda: all(pod.finished for pod in gang), _LIMIT_SECONDS, f"the end of all pods after {how.__name__}")
     assert workshop.step < STEPS, "the run was over before it was disturbed"
-    stage.step()
-    return [pod.exit_codes.get("worker") for pod in sorted(gang, key=lambda pod: pod.hostname)]
+    gang.sort(key=lambda pod: pod.hostname)
+    restarted = f"going on from runs/{NAME}/checkpoints/step-"
+    stage.wait_until(lambda: restarted in stage.newest(gang[0].hostname).output, _LIMIT_SECONDS, "the next start")
+    return [pod.exit_codes.get("worker") for pod in gang]
 
 
 def settle(rehearsed: Rehearsed, workshop: Workshop, reference: Workshop) -> None:
-    """Holds a run against that of one process."""
+    """Holds a run against that of one process: its losses, and the hash over all samples that it took."""
     rehearsed.difference = compare(workshop.run, reference.run)
     assert rehearsed.difference < _TOLERANCE
-    workshop.drumline("verify", f"runs/{NAME}")
 
 
 def contents(store: Path) -> dict[str, bytes]:

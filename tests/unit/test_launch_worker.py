@@ -29,7 +29,8 @@ SECRET = "c2VjcmV0IHRoYXQgbm9ib2R5IHNlZXM"
 # The verb itself, with another training command, and shorter times before a worker counts as lost or as refused.
 WORKER = """
 import sys
-from launch import contact, worker
+from launch import worker
+from launch.rendezvous import contact
 from launch.plan import Training
 from trainer import cli
 worker._NUM_SILENCES, contact._REFUSED_SECONDS = 1, 1.0
