@@ -14,7 +14,7 @@ import yaml
 from tests.training import BIN, environment, largest_difference, ledger_hash, train_losses, write_texts
 
 NAME = "band"
-STEPS = 300
+STEPS = 150
 CONFIG = f"""\
 run: {{name: {NAME}, directory: runs, seed: 7}}
 data:
@@ -29,8 +29,8 @@ optimizer: {{learning_rate: 1e-3, warmup_steps: 10, minimum_learning_rate: 1e-4}
 # XLA compiles for seconds.
 train: {{steps: {STEPS}, global_batch_size: 12, steps_per_loop: 5, compile: graph}}
 distribution: {{timeout_seconds: 60.0}}
-evaluation: {{every: 100, batches: 2}}
-checkpoint: {{every: 50}}
+evaluation: {{every: 75, batches: 2}}
+checkpoint: {{every: 25}}
 logging: {{every: 1}}
 watchdog: {{silence_seconds: 5.0}}
 """

@@ -60,11 +60,11 @@ def test_job_on_horovod_killed_then_drained_then_cut_off(
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "distribution.backend=horovod"))
     job = stage.controllers[NAME]
     assert isinstance(job, JobController)
-    assert disturb(stage, workshop, f"{NAME}-1", Pod.kill, 60) == [70, 137]
+    assert disturb(stage, workshop, f"{NAME}-1", Pod.kill, 30) == [70, 137]
     assert (job.num_failures, job.num_ignored) == (2, 0)
-    assert disturb(stage, workshop, f"{NAME}-0", Pod.drain, 130) == [75, 75]
+    assert disturb(stage, workshop, f"{NAME}-0", Pod.drain, 60) == [75, 75]
     assert (job.num_failures, job.num_ignored) == (2, 2)
-    assert disturb(stage, workshop, f"{NAME}-1", Pod.cut, 210) == [70, 70]
+    assert disturb(stage, workshop, f"{NAME}-1", Pod.cut, 95) == [70, 70]
     assert (job.num_failures, job.num_ignored) == (4, 2)
     assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
     assert len(stage.pods) == 8
@@ -74,7 +74,7 @@ def test_job_on_horovod_killed_then_drained_then_cut_off(
 
 def test_job_on_multiworker_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "distribution.backend=multiworker"))
-    disturb(stage, workshop, f"{NAME}-0", Pod.kill, 60)
+    disturb(stage, workshop, f"{NAME}-0", Pod.kill, 30)
     assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
     assert len(stage.pods) == 4
     settle(rehearsed, workshop, reference)
@@ -85,7 +85,7 @@ def test_jobset_killed(stage: Cluster, workshop: Workshop, reference: Workshop, 
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "--kind", "jobset"))
     jobset = stage.controllers[NAME]
     assert isinstance(jobset, JobSetController)
-    disturb(stage, workshop, f"{NAME}-workers-0-1", Pod.kill, 60)
+    disturb(stage, workshop, f"{NAME}-workers-0-1", Pod.kill, 30)
     assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
     assert jobset.num_restarts == 1
     settle(rehearsed, workshop, reference)
@@ -94,7 +94,7 @@ def test_jobset_killed(stage: Cluster, workshop: Workshop, reference: Workshop, 
 def test_mpijob_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
     """The worker's pod stays, and its container comes back; the launcher comes back as another pod."""
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "--kind", "mpijob"))
-    stage.wait_until(lambda: workshop.step >= 60, _LIMIT_SECONDS, "step 60")
+    stage.wait_until(lambda: workshop.step >= 30, _LIMIT_SECONDS, "step 30")
     worker = stage.active(f"{NAME}-worker-0")
     worker.kill()
     assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
@@ -157,8 +157,10 @@ def disturb(stage: Cluster, workshop: Workshop, hostname: str, how: Callable[[Po
     stage.wait_until(lambda: all(pod.finished for pod in gang), _LIMIT_SECONDS, f"the end of all pods after {how.__name__}")
     assert workshop.step < STEPS, "the run was over before it was disturbed"
     gang.sort(key=lambda pod: pod.hostname)
-    restarted = f"going on from runs/{NAME}/checkpoints/step-"
-    stage.wait_until(lambda: restarted in stage.newest(gang[0].hostname).output, _LIMIT_SECONDS, "the next start")
+    told = f"going on from runs/{NAME}/checkpoints/step-"
+    stage.wait_until(
+        lambda: (pod := stage.newest(gang[0].hostname)) not in gang and told in pod.output, _LIMIT_SECONDS, "the next start"
+    )
     return [pod.exit_codes.get("worker") for pod in gang]
 
 
