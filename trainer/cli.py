@@ -13,11 +13,13 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
 from launch.cli import add_verbs as add_launch_verbs
@@ -41,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read by TensorFlow's C++: 2 leaves out information and warnings, all but a few notices at import.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     command_line = list(sys.argv[1:] if argv is None else argv)
+    if os.getpid() == 1:
+        # In a container the system does nothing by itself at a signal to the first process.
+        signal.signal(signal.SIGTERM, _leave)
     try:
         arguments = _parser().parse(command_line)
         _set_up_logging(verbose="verbose" in arguments, quiet="quiet" in arguments)
@@ -67,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(Stopped.exit_code)
 
 
 def _parser() -> Parser:

@@ -31,12 +31,11 @@ def stage(cluster: Cluster, workshop: Workshop) -> Cluster:
     return cluster
 
 
-@pytest.mark.parametrize(("nodes", "ranks"), [(2, 1), (3, 2)])
-@pytest.mark.parametrize("backend", ["horovod", "multiworker"])
+@pytest.mark.parametrize(("backend", "nodes", "ranks"), [("horovod", 2, 1), ("horovod", 3, 2), ("multiworker", 3, 2)])
 def test_job(
     stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed, backend: str, nodes: int, ranks: int
 ) -> None:
-    rehearsed.what = f"Job, {backend}, {nodes} pods x {ranks}"
+    rehearsed.what = f"Job, {backend}, {nodes} pods x {ranks}, undisturbed"
     stage.apply(workshop.render_training(nodes, ranks, "--no-tensorboard", f"distribution.backend={backend}"))
     stage.wait_until(lambda: len(stage.pods) == nodes, 5, "the pods")
     workers = [*stage.pods]
@@ -57,6 +56,7 @@ def test_job(
 def test_job_on_horovod_killed_then_drained_then_cut_off(
     stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed
 ) -> None:
+    rehearsed.what = "Job, horovod, 2 pods x 1, killed, drained, cut off"
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "distribution.backend=horovod"))
     job = stage.controllers[NAME]
     assert isinstance(job, JobController)
@@ -73,6 +73,7 @@ def test_job_on_horovod_killed_then_drained_then_cut_off(
 
 
 def test_job_on_multiworker_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
+    rehearsed.what = "Job, multiworker, 2 pods x 1, killed"
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "distribution.backend=multiworker"))
     disturb(stage, workshop, f"{NAME}-0", Pod.kill, 30)
     assert stage.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
@@ -82,6 +83,7 @@ def test_job_on_multiworker_killed(stage: Cluster, workshop: Workshop, reference
 
 
 def test_jobset_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
+    rehearsed.what = "JobSet, 2 pods x 1, killed"
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "--kind", "jobset"))
     jobset = stage.controllers[NAME]
     assert isinstance(jobset, JobSetController)
@@ -93,6 +95,7 @@ def test_jobset_killed(stage: Cluster, workshop: Workshop, reference: Workshop, 
 
 def test_mpijob_killed(stage: Cluster, workshop: Workshop, reference: Workshop, rehearsed: Rehearsed) -> None:
     """The worker's pod stays, and its container comes back; the launcher comes back as another pod."""
+    rehearsed.what = "MPIJob, 2 pods x 1, killed"
     stage.apply(workshop.render_training(2, 1, "--no-tensorboard", "--kind", "mpijob"))
     stage.wait_until(lambda: workshop.step >= 30, _LIMIT_SECONDS, "step 30")
     worker = stage.active(f"{NAME}-worker-0")

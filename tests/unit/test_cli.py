@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -159,3 +161,21 @@ def test_a_reader_that_has_seen_enough_hears_no_complaint() -> None:
     command = f"{sys.executable} -m trainer check --schema | head -c 10 > /dev/null; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_first_process_of_a_container_obeys_sigterm(small_config: Path) -> None:
+    """There the system does nothing by itself: without a handler a pod would sit out its whole grace period."""
+    new_container = ["unshare", "--pid", "--fork", "--kill-child"]
+    tried = subprocess.run([*new_container, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no first process can be started here: {tried.stderr.strip()}")
+    program = (
+        "import sys, time; from trainer import check, cli; "
+        "check.report = lambda *_: (print('at work', flush=True), time.sleep(60)); sys.exit(cli.main(['check', sys.argv[1]]))"
+    )
+    command = [*new_container, sys.executable, "-c", program, str(small_config)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as outside:
+        assert outside.stdout is not None and outside.stdout.readline() == "at work\n"
+        children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        assert outside.wait(10.0) == 75
