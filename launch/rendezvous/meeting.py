@@ -27,6 +27,8 @@ _LOOK_SECONDS = 0.2
 _FIRST_TOLD_SECONDS, _TELL_EVERY_SECONDS = 2.0, 30.0
 _RESOLVE_SECONDS = 5.0
 _FAREWELL_SECONDS = 15.0
+# Where the run failed some may be lost, who never say goodbye, and the ranks of the others ask for nothing any more.
+_FAREWELL_AFTER_FAILURE_SECONDS = 5.0
 
 
 class Meeting:
@@ -109,8 +111,10 @@ class Meeting:
         """Says goodbye; worker 0 goes on serving until all have, for a while."""
         self._has_left = True
         self._contact.say_goodbye(exit_code)
-        if self._gathering is not None and not self._gathering.wait_until_all_have_left(_FAREWELL_SECONDS, besides=0):
-            logger.warning("Not all workers said goodbye within %g s.", _FAREWELL_SECONDS)
+        has_failed = exit_code not in (0, Stopped.exit_code)
+        seconds = _FAREWELL_AFTER_FAILURE_SECONDS if has_failed else _FAREWELL_SECONDS
+        if self._gathering is not None and not self._gathering.wait_until_all_have_left(seconds, besides=0):
+            logger.warning("Not all workers said goodbye within %g s.", seconds)
 
     def _hold_port(self) -> int:
         held = self._ports.enter_context(socket.socket())
