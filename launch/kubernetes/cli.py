@@ -188,7 +188,6 @@ def _preparation(config: Config, arguments: argparse.Namespace) -> Preparation:
 
 
 def _training(config: Config, arguments: argparse.Namespace) -> Training:
-    import secrets
 
     from launch.grace import grace_seconds
     from launch.kubernetes import options, tensorboard
@@ -202,7 +201,7 @@ def _training(config: Config, arguments: argparse.Namespace) -> Training:
     if arguments.secret is not None:
         secret = options.Secret(arguments.secret)
     else:
-        secret = options.Secret(f"{job.name}-secret", _MASK if arguments.dry_run else secrets.token_hex(_TOKEN_BYTES))
+        secret = options.Secret(f"{job.name}-secret", _MASK if arguments.dry_run else _new_token())
     return options.Training(
         job=job,
         nodes=num_nodes,
@@ -215,6 +214,13 @@ def _training(config: Config, arguments: argparse.Namespace) -> Training:
         tensorboard=not arguments.no_tensorboard,
         environment_secret=arguments.environment_secret,
     )
+
+
+def _new_token() -> str:
+    import base64
+    import secrets
+
+    return base64.b64encode(secrets.token_hex(_TOKEN_BYTES).encode()).decode()
 
 
 def _options(config: Config, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> Options:

@@ -80,7 +80,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Secret:
-    """What the workers prove to each other that they belong together. Without `token` it is in the cluster already."""
+    """By what the workers prove to each other that they belong together. `token` is in base64, as a Secret has it; without one
+    it is in the cluster already."""
 
     name: str
     token: str | None = field(default=None, repr=False)

@@ -61,4 +61,4 @@ def _require_sense(config: Config, training: Training) -> None:
 def _secret(training: Training) -> Iterator[Manifest]:
     if training.secret.token is not None:
         secret = object_of("Secret", "v1", training.job, "-secret")
-        yield {**secret, "type": "Opaque", "stringData": {SECRET_KEY: training.secret.token}}
+        yield {**secret, "type": "Opaque", "data": {SECRET_KEY: training.secret.token}}

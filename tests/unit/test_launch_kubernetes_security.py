@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import stat
 from pathlib import Path
 
@@ -68,22 +69,22 @@ def test_what_programs_write_goes_to_volumes(kind: str, capsys: pytest.CaptureFi
 def test_the_secret_is_in_the_secret_alone(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(kind)) == 0
     text = capsys.readouterr().out
-    token = by_name(text)["Secret", "demo-secret"]["stringData"]["token"]
-    assert len(token) == 64
+    token = by_name(text)["Secret", "demo-secret"]["data"]["token"]
+    assert len(base64.b64decode(token)) == 64
     assert text.count(token) == 1
 
 
 @each_training
 def test_each_rendering_has_a_secret_of_its_own(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tokens = {render(capsys, kind)["Secret", "demo-secret"]["stringData"]["token"] for _ in range(3)}
+    tokens = {render(capsys, kind)["Secret", "demo-secret"]["data"]["token"] for _ in range(3)}
     assert len(tokens) == 3
 
 
 @each_training
 def test_a_dry_run_prints_the_same_with_the_secret_masked(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     real, dry = render(capsys, kind), render(capsys, kind, "--dry-run")
-    secret = real["Secret", "demo-secret"]["stringData"]
-    assert dry["Secret", "demo-secret"]["stringData"] == {"token": "(masked)"}
+    secret = real["Secret", "demo-secret"]["data"]
+    assert dry["Secret", "demo-secret"]["data"] == {"token": "(masked)"}
     assert secret.pop("token") not in yaml.safe_dump(list(dry.values()))
     secret["token"] = "(masked)"
     assert dry == real
@@ -112,7 +113,7 @@ def test_a_file_with_a_secret_is_its_owners_alone(tmp_path: Path) -> None:
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes.pop("demo-secret.secret.yaml") == 0o600
     assert set(modes.values()) == {0o644}
-    assert "token" in by_name((folder / "demo-secret.secret.yaml").read_text())["Secret", "demo-secret"]["stringData"]
+    assert "token" in by_name((folder / "demo-secret.secret.yaml").read_text())["Secret", "demo-secret"]["data"]
 
 
 @each_training
