@@ -25,7 +25,7 @@ RESOLVE = $(UV) pip compile pyproject.toml install/build-requirements.in --extra
 SET_UP := $(VENV)/.set-up-with-$(notdir $(LOCK))
 HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
 
-.PHONY: help setup horovod demo test test-processes faults rehearse-kubernetes image-rehearsal check lock bench clean
+.PHONY: help setup horovod demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ faults: $(HOROVOD) ## inject faults into real runs and print the figures; ROUNDS
 
 rehearse-kubernetes: $(HOROVOD) ## play a cluster on this machine, and train on it from the printed manifests; needs root
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/rehearsal -m rehearsal -rs
+
+rehearse-slurm: $(HOROVOD) ## run the batch script under a real Slurm on this machine; needs root, munge and slurm-wlm
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/rehearsal -m slurm -rs
 
 image-rehearsal: $(SET_UP) ## build k8s/Dockerfile without a registry, and run drumline in it; needs root
 	$(BIN)/python -m tests.rehearsal.image
