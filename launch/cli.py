@@ -20,6 +20,7 @@ from launch.slurm import add_verbs as add_slurm_verbs
 if TYPE_CHECKING:
     from launch.plan import Plan, Training
     from launch.requests import Requests
+    from launch.surroundings import Surroundings
     from trainer.config import Config
 
 logger = logging.getLogger(__name__)
@@ -84,14 +85,37 @@ def _add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="refuse to resume")
     parser.add_argument("--allow-change", metavar="KEY", action="append", default=[], help="as for `drumline train`")
     parser.add_argument("--dry-run", action="store_true", help="print what would be started here instead of starting it")
-    parser.add_argument("--wait-seconds", type=seconds, metavar="S", default=600.0, help="for the others (default: 600)")
-    place = parser.add_argument_group("place", "by default as Kubernetes, Slurm or the variables DRUMLINE_... have it")
-    place.add_argument("--index", type=not_negative, metavar="I", help="number of this worker, from 0")
-    place.add_argument("--peers", type=_names, metavar="HOST,HOST,...", help="all workers, this one too, by number")
-    place.add_argument("--ranks", type=positive, metavar="N", help="on each worker (default: one per GPU, or 1)")
-    place.add_argument("--job", metavar="NAME", help="tells two jobs apart (default: drumline)")
-    place.add_argument("--port", type=positive, metavar="PORT", help="at which worker 0 awaits the others (default: 29400)")
-    place.add_argument("--secret-file", type=Path, metavar="FILE", help="with the secret that all workers share")
+    add_place_arguments(
+        parser.add_argument_group("place", "by default as Kubernetes, Slurm or the variables DRUMLINE_... have it")
+    )
+
+
+def add_place_arguments(group: argparse._ArgumentGroup) -> None:
+    """Which worker this is, who the others are, and how it meets them; `surroundings_of` reads them."""
+    group.add_argument("--index", type=not_negative, metavar="I", help="number of this worker, from 0")
+    group.add_argument("--peers", type=_names, metavar="HOST,HOST,...", help="all workers, this one too, by number")
+    group.add_argument("--ranks", type=positive, metavar="N", help="on each worker (default: one per GPU, or 1)")
+    group.add_argument("--job", metavar="NAME", help="tells two jobs apart (default: drumline)")
+    group.add_argument("--port", type=positive, metavar="PORT", help="at which worker 0 awaits the others (default: 29400)")
+    group.add_argument("--secret-file", type=Path, metavar="FILE", help="with the secret that all workers share")
+    group.add_argument("--wait-seconds", type=seconds, metavar="S", default=600.0, help="for the others (default: 600)")
+
+
+def surroundings_of(arguments: argparse.Namespace, num_gpus: int) -> Surroundings:
+    """Raises UserError where the place is not known."""
+    from launch.surroundings import Flags, find_surroundings
+
+    given = Flags(arguments.index, arguments.peers, arguments.ranks, arguments.job, arguments.port)
+    return find_surroundings(os.environ, socket.gethostname(), given, num_gpus)
+
+
+def take_secret(arguments: argparse.Namespace) -> bytes:
+    """The job's secret. The ranks, which have this process's environment, need not know where it is. Raises UserError."""
+    from launch.surroundings import SECRET_FILE, read_secret
+
+    secret = read_secret(os.environ, arguments.secret_file)
+    os.environ.pop(SECRET_FILE, None)
+    return secret
 
 
 def _launch_local(arguments: argparse.Namespace) -> int:
@@ -127,18 +151,15 @@ def _launch_horovod(arguments: argparse.Namespace) -> int:
 
 
 def _launch_worker(arguments: argparse.Namespace) -> int:
-    from launch import machine, surroundings, worker
+    from launch import machine, worker
     from launch.requests import Requests
 
     config, training = _load(arguments)
-    given = surroundings.Flags(arguments.index, arguments.peers, arguments.ranks, arguments.job, arguments.port)
-    num_gpus = len(machine.find_machine().gpus)
-    here = surroundings.find_surroundings(os.environ, socket.gethostname(), given, num_gpus)
+    here = surroundings_of(arguments, len(machine.find_machine().gpus))
     if arguments.dry_run:
         print(worker.describe(config, training, here).script())
         return 0
-    secret = surroundings.read_secret(os.environ, arguments.secret_file)
-    os.environ.pop(surroundings.SECRET_FILE, None)  # The ranks need not know where it is.
+    secret = take_secret(arguments)
     with Requests() as requests:
         return worker.run(config, training, here, secret, arguments.wait_seconds, requests)
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from launch.cli import not_negative, positive, seconds
+from launch.cli import add_place_arguments, positive, surroundings_of, take_secret
 from trainer.errors import DrumlineError, HangDetected, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -33,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 Check = tuple[str, Callable[[], str]]
 
-# The worst first: a mistake stays one, however often a job is started.
-_WORST_FIRST = (UserError.exit_code, DrumlineError.exit_code, HangDetected.exit_code, Stopped.exit_code, 0)
 _RESOLVE_EVERY_SECONDS = 1.0
 # Beyond it the times in logs and checkpoints mislead. Nothing breaks: the rendezvous goes by numbers, not by clocks.
 _CLOCK_SECONDS = 1.0
@@ -52,13 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, metavar="N", help="for so many replicas here, which all-reduce once")
     gang = parser.add_argument_group("gang", "as one worker of many, like `drumline launch worker`: all of them run it")
     gang.add_argument("--gang", action="store_true", help="meet the other workers, and all-reduce with them")
-    gang.add_argument("--peers", metavar="HOST,...", help="all workers (default: DRUMLINE_PEERS, or Slurm's)")
-    gang.add_argument("--index", type=not_negative, metavar="I", help="which of them this is (default: as the job has it)")
-    gang.add_argument("--ranks", type=positive, metavar="N", help="on each worker (default: DRUMLINE_RANKS, its GPUs, or 1)")
-    gang.add_argument("--job", metavar="NAME", help="tells two jobs apart (default: DRUMLINE_JOB)")
-    gang.add_argument("--port", type=positive, metavar="PORT", help="of worker 0's rendezvous; the one after it is used here")
-    gang.add_argument("--secret-file", type=Path, metavar="FILE", help="the job's secret (default: DRUMLINE_SECRET_FILE)")
-    gang.add_argument("--wait-seconds", type=seconds, metavar="S", default=600.0, help="for the others (default: 600)")
+    add_place_arguments(gang)
 
 
 def examine(arguments: argparse.Namespace, check_packages: Callable[[], str], checks_of_config: ChecksOfConfig) -> int:
@@ -99,7 +89,9 @@ def examine(arguments: argparse.Namespace, check_packages: Callable[[], str], ch
 
 def run(checks: Iterable[Check]) -> int:
     """Prints a line for each check as soon as it is known; the worst exit code of those that fail."""
-    codes = {0}
+    from launch.worker import worst
+
+    codes = [0]
     for name, check in checks:
         verdict, code = "ok", 0
         try:
@@ -111,9 +103,9 @@ def run(checks: Iterable[Check]) -> int:
         except Exception as error:
             traceback.print_exc()
             verdict, detail, code = "FAIL", f"a fault of ours: {type(error).__name__}: {error}", DrumlineError.exit_code
-        codes.add(code)
+        codes.append(code)
         print(f"{verdict:<6}{name}: {'; '.join(detail.splitlines())}", flush=True)
-    return next(code for code in _WORST_FIRST if code in codes)
+    return worst(codes)
 
 
 @dataclass(frozen=True)
@@ -133,12 +125,8 @@ def _find_place(arguments: argparse.Namespace, config: Config | None, machine: M
         usual = 1 if config is not None and config.distribution.backend == "single" else len(machine.gpus) or 1
         asked = arguments.workers or (config.distribution.num_replicas if config is not None else None)
         return _Place(asked or usual, asked or usual)
-    from launch.surroundings import Flags, find_surroundings
-
-    peers = None if arguments.peers is None else tuple(name.strip() for name in arguments.peers.split(","))
-    flags = Flags(arguments.index, peers, arguments.ranks, arguments.job, arguments.port)
     try:
-        found = find_surroundings(os.environ, socket.gethostname(), flags, len(machine.gpus))
+        found = surroundings_of(arguments, len(machine.gpus))
     except UserError as error:
         return _Place(None, 1, problem=error)
     return _Place(found.num_ranks, found.ranks_per_worker, found.index == 0, found)
@@ -190,10 +178,8 @@ def _checks_of_gang(arguments: argparse.Namespace, config: Config | None, place:
 
 def _measure_gang(arguments: argparse.Namespace, config: Config, surroundings: Surroundings) -> Measurement:
     from launch import all_reduce, worker
-    from launch.surroundings import SECRET_FILE, read_secret
 
-    secret = read_secret(os.environ, arguments.secret_file)
-    os.environ.pop(SECRET_FILE, None)  # The ranks need not know where it is.
+    secret = take_secret(arguments)
     # Not the port of the run itself: a worker that is done here may begin it while others are not.
     there = replace(surroundings, port=surroundings.port + 1)
 

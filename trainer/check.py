@@ -119,12 +119,12 @@ def _describe_parameters(weights: dict[str, Parameter]) -> str:
 
 
 def _describe_memory(memory: Memory) -> list[tuple[str, str]]:
-    parts = [f"weights {_amount(memory.weights)}", f"gradients {_amount(memory.gradients)}"]
-    parts.append(f"AdamW's moments {_amount(memory.moments)}")
+    parts = [f"weights {amount(memory.weights)}", f"gradients {amount(memory.gradients)}"]
+    parts.append(f"AdamW's moments {amount(memory.moments)}")
     if memory.compute_copies:
-        parts.append(f"compute copies {_amount(memory.compute_copies)}")
-    parts.append(f"activations about {_amount(memory.activations)}")
-    return [("memory", f"about {_amount(memory.total)} on each replica: {', '.join(parts)}")]
+        parts.append(f"compute copies {amount(memory.compute_copies)}")
+    parts.append(f"activations about {amount(memory.activations)}")
+    return [("memory", f"about {amount(memory.total)} on each replica: {', '.join(parts)}")]
 
 
 def _describe_batches(config: Config, plan: BatchPlan) -> list[tuple[str, str]]:
@@ -154,11 +154,10 @@ def _describe_data(config: Config, manifest: StoreManifest | None) -> list[tuple
     return lines
 
 
-def _amount(num_bytes: int) -> str:
+def amount(num_bytes: float) -> str:
     """Bytes in a unit that leaves one to four digits."""
-    amount = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:,.0f} {unit}"
-        amount /= 1024
-    return f"{amount:,.1f} GiB"
+        if num_bytes < 1024:
+            return f"{num_bytes:,.0f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.1f} GiB"

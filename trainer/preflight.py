@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from trainer.check import estimate_memory
+from trainer.check import amount, estimate_memory
 from trainer.checkpoint import list_checkpoints
 from trainer.checkpoint_lock import DirectoryLock
 from trainer.config import Config, plan_batches
@@ -115,7 +115,7 @@ def check_store(config: Config) -> str:
         if hashed:
             TokenStore(folder, split, verify=True)
     compared = "sizes, counts and hashes are right" if hashed else "sizes and counts are right, contents not read"
-    return f"{folder}: {manifest.num_tokens('train'):,} tokens in {_amount(num_bytes)}; {compared}"
+    return f"{folder}: {manifest.num_tokens('train'):,} tokens in {amount(num_bytes)}; {compared}"
 
 
 def check_batch(config: Config, num_replicas: int | None) -> str:
@@ -134,7 +134,7 @@ def check_memory(config: Config, num_replicas: int | None, replica_memory: Calla
     weights, vocabulary_size = _weights(config)
     needed = estimate_memory(config, plan, weights, vocabulary_size)
     available, what = replica_memory()
-    told = f"about {_amount(needed.total)} a replica of {_amount(available)} ({what})"
+    told = f"about {amount(needed.total)} a replica of {amount(available)} ({what})"
     if needed.total > available:
         fixed = needed.total - needed.activations
         smaller = "model" if fixed > available else "train.micro_batch_size, data.sequence_length or model"
@@ -192,11 +192,11 @@ def check_space(config: Config) -> str:
     existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     needed = max(0, count * each - there)
-    beside = f", of which {_amount(there)} are there" if there else ""
-    told = f"{count} x {_amount(each)} = {_amount(count * each)} in {directory}{beside}; {_amount(free)} free"
+    beside = f", of which {amount(there)} are there" if there else ""
+    told = f"{count} x {amount(each)} = {amount(count * each)} in {directory}{beside}; {amount(free)} free"
     if needed > free:
         raise CheckpointError(
-            f"{told}; make room for {_amount(needed - free)}, lower checkpoint.keep_last or keep_best, or take another "
+            f"{told}; make room for {amount(needed - free)}, lower checkpoint.keep_last or keep_best, or take another "
             "checkpoint.directory"
         )
     return told
@@ -261,12 +261,3 @@ def _try_anywhere(directory: Path) -> None:
 def _compare(content: bytes, place: Path) -> None:
     if content != _TRIAL:
         raise OSError(f"{place}/file has other bytes than were written")
-
-
-def _amount(num_bytes: float) -> str:
-    """Bytes in a unit that leaves one to four digits."""
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:,.0f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:,.1f} GiB"
