@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint_manifest import MANIFEST, UNFINISHED, manifest_bytes, read_manifest
-from trainer.config import CheckpointConfig
+from trainer.config import METRICS_TO_MINIMIZE, CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.files import file_sha256, put_in_place, sync
 from trainer.location import is_local, listing, make_location, os_errors, remove_folder, written_file
@@ -326,9 +326,9 @@ def _wrong_size(manifest: Mapping[str, Any], sizes: Mapping[str, int | None]) ->
 
 
 def _rated(infos: Sequence[CheckpointInfo], metric: str) -> list[CheckpointInfo]:
-    """Those whose validation has the metric, the best (least) first. A metric that is not finite is none."""
+    """Those whose validation has the metric, the best first. A metric that is not finite is none."""
     rated = [info for info in infos if math.isfinite(info.validation.get(metric, math.nan))]
-    return sorted(rated, key=lambda info: info.validation[metric])
+    return sorted(rated, key=lambda info: info.validation[metric], reverse=metric not in METRICS_TO_MINIMIZE)
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Validation loss: during training, and of a finished run for `drumline evaluate`."""
+"""Validation: during training, and of a finished run for `drumline evaluate`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoint import choose_checkpoint, read_state, read_weights
-from trainer.config import BatchPlan, Config, DistributionConfig, plan_batches
+from trainer.config import METRICS, BatchPlan, Config, DistributionConfig, plan_batches
 from trainer.data.corpus import open_corpus
 from trainer.data.pipeline import evaluation_batches
 from trainer.data.windows import Samples
-from trainer.distribution import Distribution, connect
+from trainer.distribution import Distribution, connect, gather
 from trainer.errors import DataError
 from trainer.run_directory import open_run
 from trainer.step import choose_compiler, compile_evaluation, create_weights
+from trainer.tasks.choice import choose_task
 from trainer.weights import assign_weights
 
 logger = logging.getLogger(__name__)
@@ -29,21 +31,16 @@ ORDER_SEED = 0  # one order of the validation samples for all runs, so that thei
 
 @dataclass(frozen=True)
 class Result:
-    """Mean loss in nats per token over `num_tokens` tokens, how long it took, and whether it is that of all batches."""
+    """Metrics by the names of `config.METRICS`, over how many losses they are, how long it took, and whether that was all.
 
-    loss: float
-    num_tokens: int
+    The loss is a mean in nats: over tokens in tasks that predict tokens, over samples in the others.
+    """
+
+    metrics: Mapping[str, float]  # what a checkpoint may be chosen by: `checkpoint.best_metric`
+    num_counted: int
+    counted: str  # what they are: `num_tokens` or `num_samples`
     seconds: float
     is_whole: bool
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))  # beyond it there is no double to hold it
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What a checkpoint may be chosen by: `checkpoint.best_metric`."""
-        return {"loss": self.loss, "perplexity": self.perplexity}
 
 
 class Evaluation:
@@ -62,6 +59,9 @@ class Evaluation:
         self._last_step = config.train.steps
         self._distribution = distribution
         self._evaluate = compile_evaluation(config, weights, distribution, plan, use_xla)
+        self._task, self._samples = choose_task(config), samples
+        self._has_perplexity = "perplexity" in METRICS[config.task]
+        self._counted = "num_tokens" if self._has_perplexity else "num_samples"
         self._is_compiled = False
         self.longest_call_seconds: float | None = None  # of those that did not compile
         if samples:
@@ -77,19 +77,43 @@ class Evaluation:
         Between calls the evaluation may be given up, by all processes together. How it is divided changes no bit.
         """
         iterator = self._distribution.iterate(self._batches)
-        began, loss_sum, num_tokens, done = time.perf_counter(), 0.0, 0, 0
+        began, loss_sum, num_counted, done = time.perf_counter(), 0.0, 0, 0
+        collected: list[dict[str, np.ndarray]] = []
         while done < self.num_batches:
             # The first call makes a single one: it compiles.
             count = min(batches_per_call, self.num_batches - done) if self._is_compiled else 1
             call_began = time.perf_counter()
-            loss_sums, token_counts = self._evaluate(iterator, tf.constant(count))
-            for batch_loss, batch_tokens in zip(loss_sums.numpy().tolist(), token_counts.numpy().tolist(), strict=True):
-                loss_sum, num_tokens = loss_sum + batch_loss, num_tokens + int(batch_tokens)
+            sums, outputs = self._evaluate(iterator, tf.constant(count))
+            for batch_loss, batch_counted in sums.numpy().tolist():
+                loss_sum, num_counted = loss_sum + batch_loss, num_counted + int(batch_counted)
+            collected.append({name: value.numpy() for name, value in outputs.items()})
             if self._is_compiled:
                 self.longest_call_seconds = max(self.longest_call_seconds or 0.0, time.perf_counter() - call_began)
             self._is_compiled, done = True, done + count
             seconds, is_whole = time.perf_counter() - began, done == self.num_batches
-            yield Result(loss_sum / max(num_tokens, 1), num_tokens, seconds, is_whole)
+            loss = loss_sum / max(num_counted, 1)
+            metrics = {"loss": loss}
+            if self._has_perplexity:
+                metrics["perplexity"] = math.exp(min(loss, 700.0))  # beyond it there is no double to hold it
+            if is_whole and len(collected[0]) > 1:  # more than the ids
+                outputs, sample_ids = self._gather(collected)
+                metrics |= self._task.metrics(outputs, self._samples, sample_ids)
+            yield Result(metrics, num_counted, self._counted, seconds, is_whole)
+
+    def _gather(self, collected: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The outputs of all processes, one row a sample in the order of their ids, without padding; and the ids."""
+
+        def rows(name: str) -> np.ndarray:
+            values = np.concatenate([each[name] for each in collected])
+            gathered = gather(self._distribution, values)
+            # processes, batches, replicas, micro-batches, rows
+            return gathered.reshape(-1, *gathered.shape[5:])
+
+        sample_ids = rows("sample_ids")
+        places = np.flatnonzero(sample_ids >= 0)
+        places = places[np.argsort(sample_ids[places], kind="stable")]
+        outputs = {name: rows(name)[places] for name in collected[0] if name != "sample_ids"}
+        return outputs, sample_ids[places]
 
     def run(self) -> Result:
         """The result of all batches."""
@@ -112,7 +136,7 @@ def evaluate_run(path: Path, checkpoint: str = "latest", num_batches: int | None
     evaluated = config.evaluation.model_copy(update={"batches": num_batches or config.evaluation.batches, "every": 1})
     config = config.model_copy(update={"evaluation": evaluated})
     distribution = connect(DistributionConfig(backend="single"))
-    weights = create_weights(config, corpus.manifest.vocabulary_size)
+    weights = create_weights(config, corpus.manifest.sizes)
     assign_weights(weights, read_weights(chosen), str(chosen))
     plan = plan_batches(config.train, distribution.num_replicas)
     use_xla, _ = choose_compiler(config)
@@ -120,8 +144,7 @@ def evaluate_run(path: Path, checkpoint: str = "latest", num_batches: int | None
     return {
         "run": str(path),
         "step": progress.step,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "num_tokens": result.num_tokens,
+        **result.metrics,
+        result.counted: result.num_counted,
         "seconds": result.seconds,
     }

@@ -18,7 +18,6 @@ from trainer.distribution import Distribution, any_process, chiefs, connect, gat
 from trainer.divergence import Divergence, DivergenceGuard
 from trainer.errors import Diverged, Stopped
 from trainer.evaluate import Evaluation
-from trainer.models.parameters import parameters
 from trainer.monitor.monitor import Monitor
 from trainer.monitor.watchdog import Watchdog
 from trainer.pace import Pace
@@ -29,6 +28,7 @@ from trainer.resume import restore, roll_back
 from trainer.run_directory import RunDirectory, has_validation
 from trainer.step import TrainingState, choose_compiler, compile_training, create_state
 from trainer.stop import StopRequest
+from trainer.tasks.parameters import run_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def train(
         watchdog.join(distribution)
         plan = plan_batches(config.train, distribution.num_replicas)
         with distribution.scope():
-            state = create_state(config, corpus.manifest.vocabulary_size)
+            state = create_state(config, corpus.manifest.sizes)
         watchdog.phase("going on from a checkpoint")
         progress = restore(run, config, corpus, state, distribution, fresh=fresh, allowed_changes=allowed_changes)
 
@@ -215,10 +215,7 @@ def _go_back(
 def _announce(
     config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, monitor: Monitor, compiler: str
 ) -> None:
-    num_weights = sum(
-        each.num_elements
-        for each in parameters(config.model, corpus.manifest.vocabulary_size, config.data.sequence_length).values()
-    )
+    num_weights = sum(each.num_elements for each in run_parameters(config, corpus.manifest.sizes).values())
     tokens = plan.global_batch_size * config.data.sequence_length
     epoch = corpus.order.num_samples / plan.global_batch_size
     logger.info(

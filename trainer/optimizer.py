@@ -7,6 +7,7 @@ import math
 import tensorflow as tf
 
 from trainer.config import OptimizerConfig
+from trainer.models.parameters import Parameter
 
 
 def learning_rate(optimizer: OptimizerConfig, num_steps: int, step: tf.Tensor) -> tf.Tensor:
@@ -37,7 +38,7 @@ def learning_rate(optimizer: OptimizerConfig, num_steps: int, step: tf.Tensor) -
 
 def update_weight(
     optimizer: OptimizerConfig,
-    decays: bool,
+    parameter: Parameter,
     weight: tf.Variable,
     first_moment: tf.Variable,
     second_moment: tf.Variable,
@@ -52,8 +53,9 @@ def update_weight(
     """
     updates = tf.cast(step + 1, tf.float32)
     power1, power2 = tf.pow(optimizer.beta1, updates), tf.pow(optimizer.beta2, updates)
-    if decays and optimizer.weight_decay:
-        weight.assign(weight * (1.0 - rate * optimizer.weight_decay))
+    rate *= parameter.rate_scale
+    if parameter.decays and optimizer.decay:
+        weight.assign(weight * (1.0 - rate * optimizer.decay))
     tf.raw_ops.ResourceApplyAdam(
         var=weight.handle,
         m=first_moment.handle,

@@ -46,7 +46,7 @@ def open_records(
     """
     surroundings = {"backend": distribution.name, "num_replicas": distribution.num_replicas}
     circumstances = {"seed": config.run.seed, "data": corpus.order_fingerprint}
-    size, num_devices = corpus.manifest.vocabulary_size, throughput.num_devices(distribution)
+    sizes, num_devices = corpus.manifest.sizes, throughput.num_devices(distribution)
 
     with ExitStack() as stack:
 
@@ -57,9 +57,9 @@ def open_records(
 
         chief_holds = on_chief(distribution, begin)
         if distribution.is_chief:
-            monitor = Monitor.of_run(config, size, num_devices, run, progress.step)
+            monitor = Monitor.of_run(config, sizes, num_devices, run, progress.step)
         else:
-            monitor = Monitor(config, size, num_devices, writers=())
+            monitor = Monitor(config, sizes, num_devices, writers=())
         ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan, circumstances)
         stack.enter_context(closing(ledger))
         yield Records(config, run, corpus, distribution, stack.enter_context(monitor), ledger, chief_holds)

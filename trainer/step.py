@@ -17,12 +17,17 @@ import tensorflow as tf
 from trainer.config import BatchPlan, Config
 from trainer.distribution import Distribution
 from trainer.models.blocks import DropoutKey
-from trainer.models.parameters import Parameter, parameters
+from trainer.models.parameters import Parameter
 from trainer.optimizer import learning_rate, update_weight
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
-from trainer.tasks import language_modeling
+from trainer.sizes import Sizes
+from trainer.tasks.choice import choose_task
+from trainer.tasks.parameters import run_parameters
+from trainer.tasks.task import Features, Task
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
+
+BOOKKEEPING = ("sample_ids", "first_row")  # what a batch has beside the task's features
 
 REPORTED = {
     "loss": tf.float32,
@@ -38,7 +43,8 @@ REPORTED = {
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All variables of a run, by the names of `models.parameters`. Weights and moments are float32 in every precision.
+    """All variables of a run, by the names of `tasks.parameters`. Weights and moments are float32 in every precision;
+    moments are only of weights that are trained.
 
     What is not here is a function of the step: the learning rate, the data order, the dropout masks.
     """
@@ -56,22 +62,23 @@ class TrainingState:
         return [*self.weights.values(), *moments, self.loss_scale, self.steps_since_overflow]
 
 
-def create_weights(config: Config, vocabulary_size: int) -> dict[str, tf.Variable]:
+def create_weights(config: Config, sizes: Sizes) -> dict[str, tf.Variable]:
     """The model's weights as they begin: a function of the run's seed and each weight's name."""
     return {
         name: tf.Variable(_initial_value(parameter, config.run.seed, name), name=name)
-        for name, parameter in parameters(config.model, vocabulary_size, config.data.sequence_length).items()
+        for name, parameter in run_parameters(config, sizes).items()
     }
 
 
-def create_state(config: Config, vocabulary_size: int) -> TrainingState:
+def create_state(config: Config, sizes: Sizes) -> TrainingState:
     """A run's variables as they begin; to be called in the distribution's scope."""
-    specification = parameters(config.model, vocabulary_size, config.data.sequence_length)
+    specification = run_parameters(config, sizes)
+    trained = {name: each for name, each in specification.items() if each.is_trainable}
     return TrainingState(
         parameters=specification,
-        weights=create_weights(config, vocabulary_size),
-        first_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in specification.items()},
-        second_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in specification.items()},
+        weights=create_weights(config, sizes),
+        first_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in trained.items()},
+        second_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in trained.items()},
         loss_scale=tf.Variable(_initial_loss_scale(config)),
         steps_since_overflow=tf.Variable(0.0),
     )
@@ -81,8 +88,9 @@ def reset_state(config: Config, state: TrainingState) -> None:
     """Makes a run's variables again what they were when it began."""
     for name, parameter in state.parameters.items():
         state.weights[name].assign(_initial_value(parameter, config.run.seed, name))
-        state.first_moments[name].assign(tf.zeros(parameter.shape))
-        state.second_moments[name].assign(tf.zeros(parameter.shape))
+        if parameter.is_trainable:
+            state.first_moments[name].assign(tf.zeros(parameter.shape))
+            state.second_moments[name].assign(tf.zeros(parameter.shape))
     state.loss_scale.assign(_initial_loss_scale(config))
     state.steps_since_overflow.assign(0.0)
 
@@ -111,7 +119,7 @@ def compile_training(
 ) -> Callable[[Iterator[Any], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """A function (batches, first_step, num_steps) that makes so many updates in one call, and marks its `position`.
 
-    It returns, for each step [num_steps]: `loss` (nats per token, mean over the global batch), `num_tokens`,
+    It returns, for each step [num_steps]: `loss` (nats, mean over what counts in the global batch), `num_tokens`,
     `gradient_norm` (before clipping), `learning_rate`, `loss_scale`, `data_wait_seconds`; `is_skipped`: whether the
     update was left out since loss or gradient were not finite; and `sample_ids` [num_steps, local replicas, A, M], read
     off the batches.
@@ -145,38 +153,59 @@ def compile_training(
 
 def compile_evaluation(
     config: Config, weights: Mapping[str, tf.Variable], distribution: Distribution, plan: BatchPlan, use_xla: bool
-) -> Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """A function (batches, num_batches) that returns, for each batch, the sum of its losses and the number of its tokens
-    over all replicas: two float64 [num_batches]."""
-    dtype = PRECISIONS[config.train.precision]
+) -> Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]:
+    """A function (batches, num_batches) that returns, for each batch, the sum of its losses and how many they are, over all
+    replicas: float64 [num_batches, 2]; and the outputs of the samples on this process's replicas, with their
+    `sample_ids`: [num_batches, local replicas, A, M, ...]."""
+    dtype, task = PRECISIONS[config.train.precision], choose_task(config)
 
     @tf.function(jit_compile=use_xla, autograph=False)
-    def micro_batch_sums(values: list[tf.Tensor], inputs_MT: tf.Tensor, targets_MT: tf.Tensor) -> list[tf.Tensor]:
+    def micro_batch(values: list[tf.Tensor], features: Features) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         computed = {name: tf.cast(value, dtype) for name, value in zip(weights, values, strict=True)}
-        return list(language_modeling.loss_sums(config.model, computed, inputs_MT, targets_MT))
+        sums, outputs = task.evaluate(computed, features)
+        return list(sums), outputs
 
-    def replica_sums(batch: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+    def replica(batch: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         values = [tf.convert_to_tensor(weight) for weight in weights.values()]
-        return distribution.all_reduce(
-            _sum_over_micro_batches(
-                lambda index: micro_batch_sums(values, batch["inputs"][index], batch["targets"][index]),
-                plan.num_micro_batches,
-            )
-        )
+        features = {name: value for name, value in batch.items() if name not in BOOKKEEPING}
+        # One after another, as in training: together they need not fit.
+        sums, outputs = zip(*_one_by_one(lambda rows: micro_batch(values, rows), features, plan.num_micro_batches), strict=True)
+        totals = distribution.all_reduce([tf.add_n(list(each)) for each in zip(*sums, strict=True)])
+        stacked = {name: tf.stack([each[name] for each in outputs]) for name in outputs[0]}
+        return totals, stacked | {"sample_ids": batch["sample_ids"]}
 
     @tf.function(autograph=False)
-    def evaluate(batches: Iterator[Any], num_batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def body(index: tf.Tensor, *arrays: tf.TensorArray) -> tuple[Any, ...]:
-            sums = distribution.run(replica_sums, (next(batches),))
-            values = [tf.cast(distribution.local(each)[0], tf.float64) for each in sums]
-            return index + 1, *(array.write(index, value) for array, value in zip(arrays, values, strict=True))
+    def evaluate(batches: Iterator[Any], num_batches: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        def one_batch() -> dict[str, tf.Tensor]:
+            totals, outputs = distribution.run(replica, (next(batches),))
+            loss_sum, num_counted = (tf.cast(distribution.local(each)[0], tf.float64) for each in totals)
+            local = {name: tf.stack(distribution.local(value)) for name, value in outputs.items()}
+            return {"sums": tf.stack([loss_sum, num_counted]), **local}
 
-        arrays = [tf.TensorArray(tf.float64, num_batches) for _ in range(2)]
-        _, *arrays = tf.while_loop(lambda index, *_: index < num_batches, body, (0, *arrays), parallel_iterations=1)
-        loss_sums, num_tokens = (array.stack() for array in arrays)
-        return loss_sums, num_tokens
+        # The first batch tells what there is to be collected.
+        first = one_batch()
+        arrays = {name: tf.TensorArray(value.dtype, num_batches).write(0, value) for name, value in first.items()}
+
+        def body(index: tf.Tensor, arrays: dict[str, tf.TensorArray]) -> tuple[tf.Tensor, dict[str, tf.TensorArray]]:
+            batch = one_batch()
+            return index + 1, {name: array.write(index, batch[name]) for name, array in arrays.items()}
+
+        _, arrays = tf.while_loop(lambda index, _: index < num_batches, body, (1, arrays), parallel_iterations=1)
+        outputs = {name: array.stack() for name, array in arrays.items()}
+        return outputs.pop("sums"), outputs
 
     return evaluate
+
+
+def _one_by_one(compute: Callable[[Features], Any], features: Features, num_micro_batches: int) -> Iterator[Any]:
+    """What `compute` returns for each micro-batch, each begun when the one before it is done."""
+    done: list[tf.Tensor] = []
+    for index in range(num_micro_batches):
+        with tf.control_dependencies(done):
+            rows = {name: tf.identity(value[index]) for name, value in features.items()}
+        result = compute(rows)
+        done = tf.nest.flatten(result)
+        yield result
 
 
 def _update_function(
@@ -188,7 +217,9 @@ def _update_function(
     position: GraphPosition,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """One update, as a replica sees it."""
-    differentiate = tf.function(_differentiation(config, list(state.weights)), jit_compile=use_xla, autograph=False)
+    trained, frozen = list(state.first_moments), [name for name in state.weights if name not in state.first_moments]
+    differentiation = _differentiation(config, choose_task(config), trained, frozen)
+    differentiate = tf.function(differentiation, jit_compile=use_xla, autograph=False)
     scaled = config.train.precision == "float16"
     # In float16 the loss scale is that of a micro-batch's mean, as is customary: a sum over many tokens has gradients that
     # leave float16's range at any scale. It does not depend on the number of replicas.
@@ -203,18 +234,19 @@ def _update_function(
             computing = position.mark(step, COMPUTING)
         with tf.control_dependencies([computing]):
             batch = {name: tf.identity(value) for name, value in batch.items()}
-        values = [tf.convert_to_tensor(weight) for weight in state.weights.values()]
+        values, fixed = ([tf.convert_to_tensor(state.weights[name]) for name in names] for names in (trained, frozen))
+        features = {name: value for name, value in batch.items() if name not in BOOKKEEPING}
         loss_scale = tf.convert_to_tensor(state.loss_scale)
 
         def micro_batch(index: tf.Tensor | int) -> list[tf.Tensor]:
-            rows = (batch[name][index] for name in ("inputs", "targets", "first_row"))
-            return differentiate(values, *rows, step, loss_scale * sum_scale)
+            rows = {name: value[index] for name, value in features.items()}
+            return differentiate(values, fixed, rows, batch["first_row"][index], step, loss_scale * sum_scale)
 
         sums = _after(lambda: position.mark(step, REDUCING), _sum_over_micro_batches(micro_batch, plan.num_micro_batches))
         reduced = _reduce(config, distribution, sums, wire_scale)
-        *gradients, loss_sum, num_tokens = _after(lambda: position.mark(step, UPDATING), reduced)
+        *gradients, loss_sum, num_counted, num_tokens = _after(lambda: position.mark(step, UPDATING), reduced)
 
-        divisor = tf.maximum(num_tokens, 1.0) * loss_scale * sum_scale
+        divisor = tf.maximum(num_counted, 1.0) * loss_scale * sum_scale
         norm = tf.linalg.global_norm(gradients) / divisor
         clip_norm = config.optimizer.clip_norm
         factor = (1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / norm)) / divisor
@@ -226,13 +258,9 @@ def _update_function(
         distribution.update(
             _weight_update(config),
             [
-                (weight, first, second, gradient, state.parameters[name].decays, factor, rate, step)
-                for (name, weight), first, second, gradient in zip(
-                    state.weights.items(),
-                    state.first_moments.values(),
-                    state.second_moments.values(),
-                    gradients,
-                    strict=True,
+                (state.weights[name], first, second, gradient, state.parameters[name], factor, rate, step)
+                for (name, first), second, gradient in zip(
+                    state.first_moments.items(), state.second_moments.values(), gradients, strict=True
                 )
             ],
             only_if=finite,
@@ -242,7 +270,7 @@ def _update_function(
             change_scale = _loss_scale_update(config.train.loss_scale_growth_steps)
             distribution.update(change_scale, [change], only_if=tf.constant(True))
         return {
-            "loss": loss_sum / tf.maximum(num_tokens, 1.0),
+            "loss": loss_sum / tf.maximum(num_counted, 1.0),
             "num_tokens": num_tokens,
             "gradient_norm": norm,
             "learning_rate": rate,
@@ -253,14 +281,15 @@ def _update_function(
     return update
 
 
-def _differentiation(config: Config, names: list[str]) -> Callable[..., list[tf.Tensor]]:
-    """A pure function (weights, inputs, targets, first_row, step, loss_scale) -> [*gradients, loss sum, tokens], float32."""
+def _differentiation(config: Config, task: Task, trained: list[str], frozen: list[str]) -> Callable[..., list[tf.Tensor]]:
+    """A pure function (trained weights, frozen ones, features, first_row, step, loss_scale) -> [*gradients, loss sum, how
+    many losses, how many tokens], float32."""
     dtype = PRECISIONS[config.train.precision]
 
     def differentiate(
         values: list[tf.Tensor],
-        inputs_MT: tf.Tensor,
-        targets_MT: tf.Tensor,
+        fixed: list[tf.Tensor],
+        features: Features,
         first_row: tf.Tensor,
         step: tf.Tensor,
         loss_scale: tf.Tensor,
@@ -268,11 +297,11 @@ def _differentiation(config: Config, names: list[str]) -> Callable[..., list[tf.
         key = DropoutKey(seed=tf.stack([tf.constant(config.run.seed, tf.int64), step]), first_row=first_row)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            computed = {name: tf.cast(value, dtype) for name, value in zip(names, values, strict=True)}
-            loss_sum, num_tokens = language_modeling.loss_sums(config.model, computed, inputs_MT, targets_MT, key)
+            computed = {name: tf.cast(value, dtype) for name, value in zip([*trained, *frozen], [*values, *fixed], strict=True)}
+            loss_sum, num_counted = task.loss_sums(computed, features, key)
             scaled_loss = loss_sum * loss_scale if dtype == tf.float16 else loss_sum
-        gradients = tape.gradient(scaled_loss, values)
-        return [*gradients, loss_sum, num_tokens]
+        gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [*gradients, loss_sum, num_counted, task.num_tokens(features)]
 
     return differentiate
 
@@ -290,13 +319,13 @@ def _sum_over_micro_batches(compute: Callable[[tf.Tensor | int], list[tf.Tensor]
 
 
 def _reduce(config: Config, distribution: Distribution, sums: list[tf.Tensor], wire_scale: float) -> list[tf.Tensor]:
-    """The sums over all replicas, in one collective; with a float16 wire, loss and token count go in another, as float32."""
+    """The sums over all replicas, in one collective; with a float16 wire, loss and counts go in another, as float32."""
     if config.distribution.wire_precision == "float32" or distribution.num_replicas == 1:
         return distribution.all_reduce(sums)
-    *gradients, loss_sum, num_tokens = sums
+    gradients, counts = sums[:-3], sums[-3:]
     narrow = [tf.cast(gradient * wire_scale, tf.float16) for gradient in gradients]
     wide = [tf.cast(gradient, tf.float32) / wire_scale for gradient in distribution.all_reduce(narrow)]
-    return [*wide, *distribution.all_reduce([loss_sum, num_tokens])]
+    return [*wide, *distribution.all_reduce(list(counts))]
 
 
 def _now(config: Config) -> tf.Tensor:
@@ -326,12 +355,12 @@ def _weight_update(config: Config) -> Callable[..., None]:
         first_moment: tf.Variable,
         second_moment: tf.Variable,
         gradient: tf.Tensor,
-        decays: bool,
+        parameter: Parameter,
         factor: tf.Tensor,
         rate: tf.Tensor,
         step: tf.Tensor,
     ) -> None:
-        update_weight(config.optimizer, decays, weight, first_moment, second_moment, gradient * factor, rate, step)
+        update_weight(config.optimizer, parameter, weight, first_moment, second_moment, gradient * factor, rate, step)
 
     return change
 

@@ -25,7 +25,7 @@ import tensorflow as tf
 from trainer import cli, loop
 from trainer.data import pipeline
 from trainer.step import TrainingState
-from trainer.tasks import language_modeling
+from trainer.tasks.language_modeling import LanguageModeling
 
 # A target below zero does not count; the product's own is -1.
 MARK = -2
@@ -34,30 +34,28 @@ MARK = -2
 @contextmanager
 def fault(samples: Sequence[int], effect: str | float) -> Iterator[None]:
     """Within the block training meets the fault."""
-    gather, loss_sums = pipeline._gather, language_modeling.loss_sums
+    gather, loss_sums = pipeline._gather, LanguageModeling.loss_sums
 
-    def faulty_gather(datasets: Any, order: Any, ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def faulty_gather(datasets: Any, order: Any, ids: np.ndarray, *others: Any) -> dict[str, np.ndarray]:
         is_bad = np.isin(ids, samples)
         if effect == "hang" and is_bad.any():
             time.sleep(3600)
-        inputs, targets = gather(datasets, order, ids, length)
-        targets[is_bad, 0] = MARK
-        return inputs, targets
+        arrays = gather(datasets, order, ids, *others)
+        arrays["targets"][is_bad, 0] = MARK
+        return arrays
 
-    def faulty_loss_sums(
-        model: Any, weights: Any, inputs_BT: tf.Tensor, targets_BT: tf.Tensor, dropout_key: Any = None
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        loss_sum, num_tokens = loss_sums(model, weights, inputs_BT, targets_BT, dropout_key)
+    def faulty_loss_sums(self: Any, weights: Any, features: Any, dropout_key: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+        loss_sum, num_tokens = loss_sums(self, weights, features, dropout_key)
         if dropout_key is None or effect == "hang":  # an evaluation has samples of its own
             return loss_sum, num_tokens
-        is_met = tf.reduce_any(targets_BT == MARK)
+        is_met = tf.reduce_any(features["targets"] == MARK)
         return loss_sum * tf.where(is_met, tf.constant(float(effect), loss_sum.dtype), 1.0), num_tokens
 
-    pipeline._gather, language_modeling.loss_sums = faulty_gather, faulty_loss_sums
+    pipeline._gather, LanguageModeling.loss_sums = faulty_gather, faulty_loss_sums  # type: ignore[method-assign]
     try:
         yield
     finally:
-        pipeline._gather, language_modeling.loss_sums = gather, loss_sums
+        pipeline._gather, LanguageModeling.loss_sums = gather, loss_sums  # type: ignore[method-assign]
 
 
 @contextmanager

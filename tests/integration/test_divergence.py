@@ -22,23 +22,23 @@ from trainer.errors import Diverged
 def spoilt(tensorflow: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has certain samples multiply the loss of the rows in which they are: the data's doing, not the step's."""
     from trainer.data import pipeline
-    from trainer.tasks import language_modeling
+    from trainer.tasks.language_modeling import LanguageModeling
 
-    gather, sums = pipeline._gather, language_modeling.loss_sums
+    gather, sums = pipeline._gather, LanguageModeling.loss_sums
 
     def spoil(ids: set[int], factor: float) -> None:
-        def marked(samples: Any, order: Any, wanted: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-            inputs, targets = gather(samples, order, wanted, length)
-            inputs[np.isin(wanted, list(ids))] = 0  # the same token all along, as no text has it
-            return inputs, targets
+        def marked(samples: Any, order: Any, wanted: np.ndarray, *others: Any) -> dict[str, np.ndarray]:
+            arrays = gather(samples, order, wanted, *others)
+            arrays["inputs"][np.isin(wanted, list(ids))] = 0  # the same token all along, as no text has it
+            return arrays
 
-        def multiplied(model: Any, weights: Any, inputs: Any, targets: Any, *rest: Any) -> Any:
-            loss_sum, num_tokens = sums(model, weights, inputs, targets, *rest)
-            is_marked = tensorflow.reduce_any(tensorflow.reduce_all(tensorflow.equal(inputs, 0), axis=-1))
+        def multiplied(self: Any, weights: Any, features: Any, *rest: Any) -> Any:
+            loss_sum, num_tokens = sums(self, weights, features, *rest)
+            is_marked = tensorflow.reduce_any(tensorflow.reduce_all(tensorflow.equal(features["inputs"], 0), axis=-1))
             return loss_sum * tensorflow.where(is_marked, factor, 1.0), num_tokens
 
         monkeypatch.setattr(pipeline, "_gather", marked)
-        monkeypatch.setattr(language_modeling, "loss_sums", multiplied)
+        monkeypatch.setattr(LanguageModeling, "loss_sums", multiplied)
 
     return spoil
 

@@ -59,7 +59,7 @@ MISTAKES = {
     "no such choice": (
         "kind: bpe",
         "kind: bpee",
-        ["7: data.tokenizer.kind: got 'bpee', expected one of bpe, wordpiece, character, pretrained; did you mean bpe?"],
+        ["7: data.tokenizer.kind: got 'bpee', expected one of bpe, wordpiece, word, character, pretrained; did you mean bpe?"],
     ),
     "one of two types": (
         "  sequence_length: 16",

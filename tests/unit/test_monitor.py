@@ -21,6 +21,7 @@ from trainer.models.parameters import flops_per_token
 from trainer.monitor import throughput
 from trainer.monitor.monitor import Monitor
 from trainer.run_directory import RunDirectory
+from trainer.sizes import Sizes
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -56,6 +57,11 @@ def history(steps: Iterable[int], offset: float = 0.0) -> dict[str, np.ndarray]:
     }
 
 
+def result(loss: float) -> Result:
+    """As an evaluation of 512 tokens returns it."""
+    return Result({"loss": loss, "perplexity": float(np.exp(loss))}, 512, "num_tokens", seconds=0.25, is_whole=True)
+
+
 def charts(run: RunDirectory, split: str, tag: str = "loss") -> dict[int, float]:
     """A chart as TensorBoard shows it: what was purged is gone, and no step may be there twice."""
     accumulator = EventAccumulator(str(run.tensorboard / split), size_guidance={"scalars": 0})
@@ -66,9 +72,9 @@ def charts(run: RunDirectory, split: str, tag: str = "loss") -> dict[int, float]
 
 
 def test_each_logged_step_has_the_fields_that_the_design_names(tmp_path: Path, run: RunDirectory) -> None:
-    with Monitor.of_run(config(tmp_path), VOCABULARY_SIZE, 1, run, 0) as monitor:
+    with Monitor.of_run(config(tmp_path), Sizes(VOCABULARY_SIZE), 1, run, 0) as monitor:
         monitor.write_steps(0, history([1, 2, 3, 4]), seconds=2.0)
-        monitor.write_validation(4, Result(loss=3.0, num_tokens=512, seconds=0.25, is_whole=True))
+        monitor.write_validation(4, result(3.0))
     *train, validation = json_lines(run.metrics)
     assert [line["step"] for line in train] == [1, 2, 3, 4]
     assert train[0].keys() == {
@@ -96,7 +102,7 @@ def test_each_logged_step_has_the_fields_that_the_design_names(tmp_path: Path, r
 
 def test_utilization_is_the_models_operations_over_the_devices_peak(tmp_path: Path, run: RunDirectory) -> None:
     settings = config(tmp_path)
-    with Monitor.of_run(settings, VOCABULARY_SIZE, 2, run, 0) as monitor:
+    with Monitor.of_run(settings, Sizes(VOCABULARY_SIZE), 2, run, 0) as monitor:
         monitor.write_steps(0, history([1, 2]), seconds=0.5)
         peak = monitor.peak_flops_per_second
     by_hand = 2 * 256 / 0.5 * flops_per_token(settings.model, VOCABULARY_SIZE, 32) / peak
@@ -105,7 +111,7 @@ def test_utilization_is_the_models_operations_over_the_devices_peak(tmp_path: Pa
 
 
 def test_the_first_the_last_and_every_so_many_steps_are_logged(tmp_path: Path, run: RunDirectory) -> None:
-    with Monitor.of_run(config(tmp_path, every=6), VOCABULARY_SIZE, 1, run, 0) as monitor:
+    with Monitor.of_run(config(tmp_path, every=6), Sizes(VOCABULARY_SIZE), 1, run, 0) as monitor:
         for first in range(0, 20, 4):
             monitor.write_steps(first, history(range(first + 1, first + 5)), seconds=1.0)
     assert [(line["step"], line["loss"]) for line in json_lines(run.metrics)] == [
@@ -118,15 +124,15 @@ def test_the_first_the_last_and_every_so_many_steps_are_logged(tmp_path: Path, r
 
 
 def test_the_loss_scale_is_told_in_float16_alone(tmp_path: Path, run: RunDirectory) -> None:
-    with Monitor.of_run(config(tmp_path, precision="float16"), VOCABULARY_SIZE, 1, run, 0) as monitor:
+    with Monitor.of_run(config(tmp_path, precision="float16"), Sizes(VOCABULARY_SIZE), 1, run, 0) as monitor:
         monitor.write_steps(0, history([1]), seconds=1.0)
     assert json_lines(run.metrics)[0]["loss_scale"] == 1024.0
 
 
 def test_tensorboard_shows_train_and_validation_in_one_chart(tmp_path: Path, run: RunDirectory) -> None:
-    with Monitor.of_run(config(tmp_path), VOCABULARY_SIZE, 1, run, 0) as monitor:
+    with Monitor.of_run(config(tmp_path), Sizes(VOCABULARY_SIZE), 1, run, 0) as monitor:
         monitor.write_steps(0, history([1, 2, 3]), seconds=1.0)
-        monitor.write_validation(3, Result(2.5, 512, 0.25, True))
+        monitor.write_validation(3, result(2.5))
     assert charts(run, "train") == {1: 1.0, 2: 2.0, 3: 3.0}
     assert charts(run, "validation") == {3: 2.5}
     assert charts(run, "train", "gradient_norm") == {1: 0.5, 2: 0.5, 3: 0.5}
@@ -136,15 +142,15 @@ def test_tensorboard_shows_train_and_validation_in_one_chart(tmp_path: Path, run
 def test_after_a_resume_no_step_is_there_twice(tmp_path: Path, run: RunDirectory) -> None:
     """A run that was killed after step 9 and goes on from its checkpoint of step 4, with other losses to tell them apart."""
     settings = config(tmp_path)
-    with Monitor.of_run(settings, VOCABULARY_SIZE, 1, run, 0) as monitor:
+    with Monitor.of_run(settings, Sizes(VOCABULARY_SIZE), 1, run, 0) as monitor:
         monitor.write_steps(0, history(range(1, 10)), seconds=1.0)
-        monitor.write_validation(4, Result(2.5, 512, 0.25, True))
-        monitor.write_validation(8, Result(2.25, 512, 0.25, True))
+        monitor.write_validation(4, result(2.5))
+        monitor.write_validation(8, result(2.25))
     with run.metrics.open("a") as file:
         file.write('{"step": 10, "split": "tra')
     (tmp_path / "tokenizer.json").write_text("{}")
     run.begin(settings, tmp_path / "tokenizer.json", 4, ["drumline", "train"], {})
-    with Monitor.of_run(settings, VOCABULARY_SIZE, 1, run, 4) as monitor:
+    with Monitor.of_run(settings, Sizes(VOCABULARY_SIZE), 1, run, 4) as monitor:
         monitor.write_steps(4, history([5, 6], offset=100.0), seconds=1.0)
     expected = {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0, 5: 105.0, 6: 106.0}
     lines = [line for line in json_lines(run.metrics) if line["split"] == "train"]
@@ -155,26 +161,26 @@ def test_after_a_resume_no_step_is_there_twice(tmp_path: Path, run: RunDirectory
 
 
 def test_each_step_is_there_to_be_read_as_soon_as_it_is_written(tmp_path: Path, run: RunDirectory) -> None:
-    with Monitor.of_run(config(tmp_path), VOCABULARY_SIZE, 1, run, 0) as monitor:
+    with Monitor.of_run(config(tmp_path), Sizes(VOCABULARY_SIZE), 1, run, 0) as monitor:
         monitor.write_steps(0, history([1]), seconds=1.0)
         assert [line["step"] for line in json_lines(run.metrics)] == [1]
         assert charts(run, "train") == {1: 1.0}
 
 
 def test_a_monitor_without_writers_writes_nothing(tmp_path: Path) -> None:
-    with Monitor(config(tmp_path), VOCABULARY_SIZE, 2, writers=()) as monitor:
+    with Monitor(config(tmp_path), Sizes(VOCABULARY_SIZE), 2, writers=()) as monitor:
         monitor.write_steps(0, history([1]), seconds=1.0)
-        monitor.write_validation(1, Result(2.5, 512, 0.25, True))
+        monitor.write_validation(1, result(2.5))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_log_has_one_line_a_step(tmp_path: Path, run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.INFO),
-        Monitor.of_run(config(tmp_path), VOCABULARY_SIZE, 1, run, 0) as monitor,
+        Monitor.of_run(config(tmp_path), Sizes(VOCABULARY_SIZE), 1, run, 0) as monitor,
     ):
         monitor.write_steps(0, history([1, 2]), seconds=1.0)
-        monitor.write_validation(2, Result(2.5, 512, 0.25, True))
+        monitor.write_validation(2, result(2.5))
     told = [record.getMessage() for record in caplog.records if record.name.startswith("trainer.monitor")]
     assert len(told) == 3
     assert "step  1/20" in told[0] and "tokens/s" in told[0] and "validation loss 2.5" in told[2]

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.config import OptimizerConfig
+from trainer.models.parameters import Parameter
 from trainer.optimizer import learning_rate, update_weight
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -71,6 +72,10 @@ def test_rates_keep_their_precision_in_long_runs() -> None:
     assert 0 <= found[1] < 1e-6
 
 
+def parameter(decays: bool, rate_scale: float = 1.0) -> Parameter:
+    return Parameter((4, 3) if decays else (3,), "normal", rate_scale=rate_scale)
+
+
 @pytest.mark.parametrize("decays", [True, False])
 def test_updates_are_those_of_the_paper(decays: bool) -> None:
     """Loshchilov and Hutter 2019, algorithm 2, with the learning rate taken into the decay as PyTorch does."""
@@ -83,7 +88,7 @@ def test_updates_are_those_of_the_paper(decays: bool) -> None:
         gradient, rate = generator.normal(size=theta.shape) * 0.01, 1e-2 / (step + 1)
         update_weight(
             optimizer,
-            decays,
+            parameter(decays),
             weight,
             first,
             second,
@@ -104,5 +109,27 @@ def test_decay_shrinks_a_weight_without_a_gradient_and_nothing_else_does() -> No
     optimizer = schedule(weight_decay=0.1)
     for decays, expected in ((True, 1.0 - 0.5 * 0.1), (False, 1.0)):
         weight, first, second = tf.Variable(tf.ones(3)), tf.Variable(tf.zeros(3)), tf.Variable(tf.zeros(3))
-        update_weight(optimizer, decays, weight, first, second, tf.zeros(3), tf.constant(0.5), tf.constant(0, tf.int64))
+        update_weight(optimizer, parameter(decays), weight, first, second, tf.zeros(3), tf.constant(0.5), tf.constant(0, tf.int64))
         np.testing.assert_allclose(weight.numpy(), np.full(3, expected), rtol=1e-6)
+
+
+def test_a_slower_weight_learns_and_decays_at_its_own_rate() -> None:
+    results = []
+    for rate, scale in ((0.1, 0.5), (0.05, 1.0)):
+        weight, first, second = tf.Variable(tf.ones((4, 3))), tf.Variable(tf.zeros((4, 3))), tf.Variable(tf.zeros((4, 3)))
+        gradient, step = tf.fill((4, 3), 0.3), tf.constant(0, tf.int64)
+        update_weight(schedule(), parameter(True, scale), weight, first, second, gradient, tf.constant(rate), step)
+        results.append(weight.numpy())
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
+
+
+def test_adam_is_adamw_without_decay() -> None:
+    results = []
+    for kind, decay in (("adam", 0.0), ("adamw", 0.0)):
+        weight, first, second = tf.Variable(tf.ones((4, 3))), tf.Variable(tf.zeros((4, 3))), tf.Variable(tf.zeros((4, 3)))
+        optimizer = schedule(kind=kind, weight_decay=decay)
+        update_weight(
+            optimizer, parameter(True), weight, first, second, tf.ones((4, 3)), tf.constant(0.1), tf.constant(0, tf.int64)
+        )
+        results.append(weight.numpy())
+    np.testing.assert_array_equal(results[0], results[1])

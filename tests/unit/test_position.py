@@ -17,7 +17,9 @@ from trainer import step as updates
 from trainer.config import plan_batches
 from trainer.distribution import Distribution, connect
 from trainer.position import GraphPosition
+from trainer.sizes import Sizes
 from trainer.step import compile_training, create_state
+from trainer.tasks.language_modeling import LanguageModeling
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -48,12 +50,12 @@ def stuck_batch(barrier: Barrier, monkeypatch: pytest.MonkeyPatch, batches: tf.d
 
 
 def stuck_computation(barrier: Barrier, monkeypatch: pytest.MonkeyPatch, batches: tf.data.Dataset) -> tf.data.Dataset:
-    loss_sums = updates.language_modeling.loss_sums
+    loss_sums = LanguageModeling.loss_sums
 
-    def slow_loss_sums(model: Any, weights: Any, inputs_BT: tf.Tensor, *others: Any) -> Any:
-        return loss_sums(model, weights, barrier.passed(inputs_BT), *others)
+    def slow_loss_sums(self: Any, weights: Any, features: Any, *others: Any) -> Any:
+        return loss_sums(self, weights, {**features, "inputs": barrier.passed(features["inputs"])}, *others)
 
-    monkeypatch.setattr(updates.language_modeling, "loss_sums", slow_loss_sums)
+    monkeypatch.setattr(LanguageModeling, "loss_sums", slow_loss_sums)
     return batches
 
 
@@ -90,7 +92,7 @@ def test_a_stuck_update_is_found_at_the_stage_at_which_it_is_stuck(
     )
     distribution, position, barrier = connect(config.distribution), GraphPosition(), Barrier()
     plan = plan_batches(config.train, 1)
-    state = create_state(config, 13)
+    state = create_state(config, Sizes(13))
     rows = np.zeros((1, 4, 8), np.int32)
     batch = {"inputs": rows, "targets": rows, "sample_ids": np.zeros((1, 4), np.int64), "first_row": np.zeros(1, np.int64)}
     batches = stick(barrier, monkeypatch, tf.data.Dataset.from_tensors(batch).repeat())

@@ -19,7 +19,9 @@ from trainer.config import BatchPlan, Config, plan_batches
 from trainer.distribution import Distribution, connect
 from trainer.models import gpt
 from trainer.position import GraphPosition
+from trainer.sizes import Sizes
 from trainer.step import TrainingState, choose_compiler, compile_evaluation, compile_training, create_state
+from trainer.tasks.language_modeling import LanguageModeling
 
 pytestmark = pytest.mark.usefixtures("tensorflow", "separate_collectives")
 
@@ -93,7 +95,7 @@ def train(settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: b
     distribution = connect(settings.distribution)
     plan = plan_batches(settings.train, distribution.num_replicas)
     with distribution.scope():
-        state = create_state(settings, VOCABULARY_SIZE)
+        state = create_state(settings, Sizes(VOCABULARY_SIZE))
     train_steps = compile_training(settings, state, distribution, plan, xla, GraphPosition())
     batches = distribution.iterate(dataset(plan, distribution.replicas, unequal))
     step, parts = 0, []
@@ -124,7 +126,7 @@ def dropout_reference(tensorflow: Any) -> Training:
 def test_the_loss_is_the_mean_over_the_tokens_that_count(unequal_reference: Training) -> None:
     settings = config()
     inputs, targets = batches_SGT(unequal=True)
-    weights = {name: tf.constant(weight) for name, weight in create_state(settings, VOCABULARY_SIZE).weights.items()}
+    weights = {name: tf.constant(weight) for name, weight in create_state(settings, Sizes(VOCABULARY_SIZE)).weights.items()}
     logits = gpt.logits(settings.model, weights, tf.constant(inputs[0])).numpy().astype(np.float64)
     losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.maximum(targets[0], 0)[..., None], -1)[..., 0]
     assert unequal_reference.losses[0] == pytest.approx(losses[targets[0] >= 0].mean(), rel=1e-6)
@@ -140,7 +142,7 @@ def test_a_batch_without_a_target_has_loss_zero_and_breaks_nothing(unequal_refer
 def test_the_gradient_is_that_of_the_mean_loss_clipped_to_its_norm() -> None:
     """The first moment after one update is (1 - beta1) times the clipped gradient; checked with TensorFlow's own tape."""
     settings = config(optimizer={"clip_norm": 0.125, "beta1": 0.9})
-    weights = {name: weight.numpy() for name, weight in create_state(settings, VOCABULARY_SIZE).weights.items()}
+    weights = {name: weight.numpy() for name, weight in create_state(settings, Sizes(VOCABULARY_SIZE)).weights.items()}
     inputs, targets = batches_SGT()
     with tf.GradientTape() as tape:
         watched = {name: tf.constant(weight) for name, weight in weights.items()}
@@ -246,19 +248,18 @@ def test_a_float16_wire_carries_the_scaled_gradients_of_float16(reference: Train
 def test_what_is_not_finite_on_one_replica_changes_nothing_on_any(
     monkeypatch: pytest.MonkeyPatch, distribution: Mapping[str, Any], precision: str
 ) -> None:
-    from trainer.tasks import language_modeling
-
     inputs, _ = batches_SGT()
-    loss_sums, poison = language_modeling.loss_sums, tf.constant(inputs[1, -1])  # the last row of the second step
+    poison = tf.constant(inputs[1, -1])  # the last row of the second step
+    loss_sums = LanguageModeling.loss_sums
 
-    def poisoned(model: Any, weights: Any, inputs_MT: tf.Tensor, *rest: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        loss_sum, num_tokens = loss_sums(model, weights, inputs_MT, *rest)
-        is_hit = tf.reduce_any(tf.reduce_all(tf.equal(inputs_MT, poison), axis=-1))
+    def poisoned(self: Any, weights: Any, features: Any, *rest: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        loss_sum, num_tokens = loss_sums(self, weights, features, *rest)
+        is_hit = tf.reduce_any(tf.reduce_all(tf.equal(features["inputs"], poison), axis=-1))
         return loss_sum * tf.where(is_hit, np.nan, 1.0), num_tokens
 
     settings = config(train={"precision": precision, "initial_loss_scale": 128.0}, distribution=distribution)
     before = train(settings, calls=(1,)).arrays()
-    monkeypatch.setattr(language_modeling, "loss_sums", poisoned)
+    monkeypatch.setattr(LanguageModeling, "loss_sums", poisoned)
     trained = train(settings, calls=(2,))
     np.testing.assert_array_equal(trained.history["is_skipped"], [False, True])
     for name, weight in trained.arrays().items():
@@ -290,7 +291,7 @@ def test_an_overflow_changes_nothing_and_halves_the_loss_scale(distribution: Map
     assert not trained.history["is_skipped"].any(), "an overflow counts as no divergence"
     np.testing.assert_array_equal(trained.history["loss_scale"], [2.0**40, 2.0**39])
     assert float(trained.state.loss_scale.numpy()) == 2.0**38
-    beginning = create_state(settings, VOCABULARY_SIZE)
+    beginning = create_state(settings, Sizes(VOCABULARY_SIZE))
     for name, weight in trained.arrays().items():
         np.testing.assert_array_equal(weight, beginning.weights[name].numpy())
         assert not trained.state.first_moments[name].numpy().any()
@@ -313,8 +314,8 @@ def test_the_loss_scale_finds_its_size_by_itself() -> None:
 
 
 def test_weights_begin_as_a_function_of_seed_and_name() -> None:
-    first, again = (create_state(config(), VOCABULARY_SIZE) for _ in range(2))
-    other = create_state(config(run={"seed": 8}), VOCABULARY_SIZE)
+    first, again = (create_state(config(), Sizes(VOCABULARY_SIZE)) for _ in range(2))
+    other = create_state(config(run={"seed": 8}), Sizes(VOCABULARY_SIZE))
     for name, weight in first.weights.items():
         np.testing.assert_array_equal(weight.numpy(), again.weights[name].numpy())
         if first.parameters[name].initializer == "normal":
@@ -341,14 +342,16 @@ def test_evaluation_sums_over_all_replicas_and_batches(distribution: Mapping[str
     connected = connect(settings.distribution)
     plan = plan_batches(settings.train, connected.num_replicas)
     with connected.scope():
-        weights = create_state(settings, VOCABULARY_SIZE).weights
+        weights = create_state(settings, Sizes(VOCABULARY_SIZE)).weights
     evaluate = compile_evaluation(settings, weights, connected, plan, use_xla=False)
     batches = connected.iterate(dataset(plan, connected.replicas, unequal=True))
-    loss_sums, num_tokens = evaluate(batches, tf.constant(3))
+    sums, outputs = evaluate(batches, tf.constant(3))
+    loss_sums, num_tokens = sums.numpy().T
+    assert outputs["sample_ids"].shape[0] == 3
 
     inputs, targets = (part[:3].reshape(-1, 10) for part in batches_SGT(unequal=True))
     constants = {name: tf.constant(weight.numpy()) for name, weight in weights.items()}
     logits = gpt.logits(settings.model, constants, tf.constant(inputs)).numpy().astype(np.float64)
     losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
-    assert num_tokens.numpy().sum() == (targets >= 0).sum()
-    assert loss_sums.numpy().sum() == pytest.approx(losses[targets >= 0].sum(), rel=1e-5)
+    assert num_tokens.sum() == (targets >= 0).sum()
+    assert loss_sums.sum() == pytest.approx(losses[targets >= 0].sum(), rel=1e-5)

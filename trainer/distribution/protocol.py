@@ -98,7 +98,8 @@ def on_chief(distribution: Distribution, action: Callable[[], Result]) -> Result
 
 
 def gather(distribution: Distribution, values: np.ndarray) -> np.ndarray:
-    """The int64 arrays of all processes, of one shape, stacked by rank on a new first axis."""
-    stacked = np.zeros((distribution.num_processes, *values.shape), np.int64)
+    """The int64 or float32 arrays of all processes, of one shape, stacked by rank on a new first axis."""
+    dtype = np.float32 if values.dtype == np.float32 else np.int64
+    stacked = np.zeros((distribution.num_processes, *values.shape), dtype)
     stacked[distribution.rank] = values
     return distribution.sum_over_processes(stacked)

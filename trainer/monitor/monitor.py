@@ -15,6 +15,7 @@ from trainer.models.parameters import flops_per_token
 from trainer.monitor.throughput import peak_flops_per_second, peak_memory_bytes
 from trainer.monitor.writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, Writer
 from trainer.run_directory import RunDirectory
+from trainer.sizes import Sizes
 
 logger = logging.getLogger(__name__)
 
@@ -22,23 +23,23 @@ logger = logging.getLogger(__name__)
 class Monitor:
     """Writes the steps that are to be logged: the first, the last, and every `logging.every`."""
 
-    def __init__(self, config: Config, vocabulary_size: int, num_devices: int, writers: Sequence[Writer]) -> None:
+    def __init__(self, config: Config, sizes: Sizes, num_devices: int, writers: Sequence[Writer]) -> None:
         self._config = config
         self._writers = writers
-        self._flops_per_token = flops_per_token(config.model, vocabulary_size, config.data.sequence_length)
+        self._flops_per_token = flops_per_token(config.model, sizes.vocabulary_size, config.data.sequence_length)
         peak, self.peak_source = peak_flops_per_second(config.train.precision) if writers else (math.inf, "")
         self.peak_flops_per_second = peak * num_devices
         self._num_skipped = 0
 
     @classmethod
-    def of_run(cls, config: Config, vocabulary_size: int, num_devices: int, run: RunDirectory, step: int) -> Monitor:
+    def of_run(cls, config: Config, sizes: Sizes, num_devices: int, run: RunDirectory, step: int) -> Monitor:
         """The chief's: to TensorBoard, `metrics.jsonl` and the console."""
         writers = (
             TensorBoardWriter(run.tensorboard, step),
             JsonLinesWriter(run.metrics),
             ConsoleWriter(config.train.steps, step),
         )
-        return cls(config, vocabulary_size, num_devices, writers)
+        return cls(config, sizes, num_devices, writers)
 
     def is_logged(self, step: int) -> bool:
         return step == 1 or step == self._config.train.steps or step % self._config.logging.every == 0
@@ -81,7 +82,7 @@ class Monitor:
     def write_validation(self, step: int, result: Result) -> None:
         values = {
             **result.metrics,
-            "num_tokens": float(result.num_tokens),
+            result.counted: float(result.num_counted),
             "evaluation_seconds": result.seconds,
         }
         self._write(step, "validation", values)

@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from trainer.config import METRICS
 from trainer.line_file import LineFile
 from trainer.run_directory import cut_back
 
@@ -129,6 +130,9 @@ class JsonLinesWriter:
         self._file.close()
 
 
+ALL_METRICS = {name for names in METRICS.values() for name in names}
+
+
 class ConsoleWriter:
     """Aligned lines in a log; a progress bar with the same lines above it on a terminal."""
 
@@ -141,7 +145,8 @@ class ConsoleWriter:
     def write(self, step: int, split: str, values: Values) -> None:
         place = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"
         if split == "validation":
-            logger.info("%s  validation loss %.4f  perplexity %.2f", place, values["loss"], values["perplexity"])
+            told = ("loss", *(name for name in values if name in ALL_METRICS and name != "loss"))
+            logger.info("%s  validation %s", place, "  ".join(f"{name} {values[name]:.4f}" for name in told))
             return
         self._bar.update(step - self._bar.n)
         logger.info(

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import tensorflow as tf
 
-from trainer.config import ModelConfig
+from trainer.config import Config
+from trainer.data.windows import Int64Array, Samples
 from trainer.models import gpt
 from trainer.models.blocks import DropoutKey, Weights
+from trainer.tasks.losses import token_loss_sums
+from trainer.tasks.task import Features, Outputs, Sums
 
 
-def loss_sums(
-    model: ModelConfig,
-    weights: Weights,
-    inputs_BT: tf.Tensor,
-    targets_BT: tf.Tensor,
-    dropout_key: DropoutKey | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The sum of the cross-entropies (nats) of the targets that count, and how many count: float32 scalars.
+@dataclass(frozen=True)
+class LanguageModeling:
+    """Features: `inputs` and `targets` [B, T]; of rows of several documents also `segments` and `positions` [B, T]."""
 
-    A target of -1 does not count. Both are sums, so that the mean can be taken once, over all replicas and micro-batches.
-    """
-    logits_BTV = gpt.logits(model, weights, inputs_BT, dropout_key)
-    counted_N = tf.reshape(targets_BT, (-1,)) >= 0
-    targets_N = tf.maximum(tf.reshape(targets_BT, (-1,)), 0)
-    logits_NV = tf.reshape(logits_BTV, (-1, logits_BTV.shape[-1]))
-    losses_N = tf.nn.sparse_softmax_cross_entropy_with_logits(targets_N, logits_NV)
-    counted_N = tf.cast(counted_N, tf.float32)
-    return tf.reduce_sum(losses_N * counted_N), tf.reduce_sum(counted_N)
+    config: Config
+
+    def loss_sums(self, weights: Weights, features: Features, dropout_key: DropoutKey | None = None) -> Sums:
+        model, smoothing = self.config.model, self.config.train.label_smoothing if dropout_key is not None else 0.0
+        segments_BT, positions_BT = features.get("segments"), features.get("positions")
+        logits_BTV = gpt.logits(model, weights, features["inputs"], dropout_key, segments_BT, positions_BT)
+        return token_loss_sums(logits_BTV, features["targets"], smoothing)
+
+    def num_tokens(self, features: Features) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(features["targets"] >= 0, tf.float32))
+
+    def evaluate(self, weights: Weights, features: Features) -> tuple[Sums, Outputs]:
+        return self.loss_sums(weights, features), {}
+
+    def metrics(
+        self, outputs: Mapping[str, np.ndarray], samples: Sequence[Samples], sample_ids: Int64Array
+    ) -> dict[str, float]:
+        return {}

@@ -1,0 +1,24 @@
+"""What all sections of the configuration share, and how a validator complains of a key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """What all sections share: they cannot change, unknown keys are errors, and `"12"` is not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def complaint(key: str | int, got: str, expected: str, *inner: str | int) -> PydanticCustomError:
+    """An error of a validator that names the key below its own model: `config_io` finds the line by `below`."""
+    return PydanticCustomError(
+        "complaint", "got {got}, expected {expected}", {"below": (key, *inner), "got": got, "expected": expected}
+    )

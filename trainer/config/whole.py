@@ -1,0 +1,143 @@
+"""The whole of one run, and what its sections demand of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from trainer.config.data import AugmentationConfig, DataConfig, FieldsConfig, MaskingConfig
+from trainer.config.model import ModelConfig
+from trainer.config.run import (
+    CheckpointConfig,
+    DistributionConfig,
+    DivergenceConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    RunConfig,
+    WatchdogConfig,
+)
+from trainer.config.section import Section, complaint
+from trainer.config.tasks import ENCODER_DECODERS, FAMILIES, FIELDS, METRICS, METRICS_OF_TEXTS, Task
+from trainer.config.training import OptimizerConfig, TrainConfig
+
+Packing = Literal["stream", "best_fit", "none"]
+
+_LANGUAGE_MODELING = ("language_modeling", "masked_language_modeling")
+_TEXT_TO_TEXT = ("translation", "summarization")
+
+
+class Config(Section):
+    """The whole of one run."""
+
+    run: RunConfig
+    task: Task = "language_modeling"
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    distribution: DistributionConfig = DistributionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    divergence: DivergenceConfig = DivergenceConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def packing(self) -> Packing:
+        """How samples fill rows: what `data.pack` means for the task."""
+        if self.data.pack is None:
+            default: dict[Task, Packing] = {"classification": "none", "question_answering": "none"}
+            return default.get(self.task, "stream" if self.task in _LANGUAGE_MODELING else "best_fit")
+        if self.data.pack is True:
+            return "stream" if self.task in _LANGUAGE_MODELING else "best_fit"
+        return "best_fit" if self.data.pack == "best_fit" else "none"
+
+    @property
+    def target_length(self) -> int:
+        """The tokens of a row of an encoder-decoder's targets."""
+        return self.data.target_length or self.data.sequence_length
+
+    @property
+    def text_fields(self) -> tuple[str, str]:
+        """The fields that hold what is read and what is to be written, in tasks from text to text."""
+        return ("source", "target") if self.task == "translation" else ("document", "summary")
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> Config:
+        for section, key, got, expected, inner in self._misfits():
+            raise complaint(section, got, expected, key, *inner)
+        return self
+
+    def _misfits(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
+        """Section, key, what was got and expected, and where within the key."""
+        yield from self._misfits_of_training()
+        yield from self._misfits_of_data()
+        yield from self._misfits_of_texts()
+
+    def _misfits_of_training(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
+        optimizer, train = self.optimizer, self.train
+        if optimizer.decay_steps is not None and optimizer.warmup_steps + optimizer.decay_steps > train.steps:
+            expected = f"warm-up and decay within train.steps, which is {train.steps}"
+            yield "optimizer", "decay_steps", f"{optimizer.decay_steps}", expected, ()
+        if self.model.family not in FAMILIES[self.task]:
+            expected = f"{' or '.join(FAMILIES[self.task])} for {self.task}"
+            yield "model", "family", self.model.family, expected, ()
+        metrics = METRICS[self.task]
+        if self.checkpoint.best_metric not in metrics:
+            expected = f"one of {', '.join(metrics)} for {self.task}"
+            yield "checkpoint", "best_metric", repr(self.checkpoint.best_metric), expected, ()
+        if self.checkpoint.best_metric in METRICS_OF_TEXTS and not self.evaluation.generate:
+            expected = "a metric that evaluations have; for this one set evaluation.generate"
+            yield "checkpoint", "best_metric", repr(self.checkpoint.best_metric), expected, ()
+        if self.evaluation.generate and self.task not in _TEXT_TO_TEXT:
+            yield "evaluation", "generate", f"{self.evaluation.generate}", f"0: {self.task} has no metric of texts", ()
+
+    def _misfits_of_data(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
+        data, task = self.data, self.task
+        for field in sorted(data.fields.model_fields_set - set(FIELDS[task])):
+            if getattr(data.fields, field) != FieldsConfig.model_fields[field].default:
+                yield "data", "fields", field, f"the fields of {task}: {', '.join(FIELDS[task])}", (field,)
+        if data.format == "text" and task not in _LANGUAGE_MODELING:
+            yield "data", "format", "text", f"a format of records for {task}, such as jsonl or tsv", ()
+        if (data.format == "squad") and task != "question_answering":
+            yield "data", "format", "squad", "it only for question_answering", ()
+        for split in ("train", "validation"):
+            for number, source in enumerate(getattr(data, split)):
+                paired = source.target_path is not None
+                if paired and (task not in _TEXT_TO_TEXT or data.format != "lines"):
+                    expected = "it only for translation and summarization, with data.format lines"
+                    yield "data", split, repr(source.target_path), expected, (number, "target_path")
+                if not paired and task not in _LANGUAGE_MODELING and data.format == "lines":
+                    expected = "the file whose lines belong to these"
+                    yield "data", split, "no `target_path`", expected, (number, "target_path")
+        if task == "question_answering" and self.packing != "none":
+            yield "data", "pack", f"{data.pack}".lower(), "false: the windows of a context fill their rows", ()
+        if task == "question_answering" and data.window_overlap >= data.sequence_length:
+            yield "data", "window_overlap", f"{data.window_overlap}", "less than sequence_length", ()
+        positions = max(data.sequence_length, self.target_length if self.model.family in ENCODER_DECODERS else 0)
+        if self.model.max_positions is not None and self.model.positions == "learned" and self.model.max_positions < positions:
+            expected = f"at least the {positions} tokens of a sequence"
+            yield "model", "max_positions", f"{self.model.max_positions}", expected, ()
+
+    def _misfits_of_texts(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
+        data, task = self.data, self.task
+        belongs: list[tuple[str, Any, bool, str]] = [
+            ("target_length", data.target_length, self.model.family in ENCODER_DECODERS, "an encoder-decoder"),
+            ("labels", data.labels, task == "classification", "classification"),
+            ("multi_label", data.multi_label or None, task == "classification", "classification"),
+            ("prompt", data.prompt, task in _TEXT_TO_TEXT, "translation and summarization"),
+        ]
+        for key, value, fits, owner in belongs:
+            if value is not None and not fits:
+                yield "data", key, f"{value}", f"nothing: it belongs to {owner}", ()
+        if data.masking != MaskingConfig() and task != "masked_language_modeling":
+            yield "data", "masking", "a section", "it only for masked_language_modeling", ()
+        augmentation = data.augmentation
+        if not augmentation.is_off and task not in ("classification", *_TEXT_TO_TEXT):
+            yield "data", "augmentation", "a section", "it only for classification, translation and summarization", ()
+        if augmentation.mixup and (task != "classification" or self.packing != "none"):
+            yield "data", "augmentation", f"{augmentation.mixup}", "0, or classification without `pack`", ("mixup",)
+        if augmentation != AugmentationConfig() and augmentation.is_off:
+            yield "data", "augmentation", "no share above 0", "at least one", ()
