@@ -25,7 +25,9 @@ RESOLVE = $(UV) pip compile pyproject.toml install/build-requirements.in --extra
 SET_UP := $(VENV)/.set-up-with-$(notdir $(LOCK))
 HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
 
-.PHONY: help setup horovod demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check lock bench clean
+PARITY := $(VENV)/.parity
+
+.PHONY: help setup horovod parity demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check lock bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +35,8 @@ help: ## list the targets
 setup: $(SET_UP) ## make .venv with the locked dependencies and this project in it
 
 horovod: $(HOROVOD) ## build Horovod for this machine, install it and prove it with two ranks
+
+parity: $(PARITY) ## install transformers and PyTorch, which the tests hold our models against; without them those skip
 
 demo: $(HOROVOD) ## the main job, from raw text to generated text: prepare, train, evaluate, predict
 	@install/demo.sh
@@ -83,6 +87,10 @@ $(SET_UP): $(LOCK) pyproject.toml
 $(HOROVOD): $(SET_UP) $(wildcard install/*.py)
 	@$(BIN)/python -m install.build_horovod --accelerator $(ACCELERATOR)
 	@rm -f $(VENV)/.horovod-for-*
+	@touch $@
+
+$(PARITY): install/parity.lock $(SET_UP)
+	$(BIN)/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
 $(UV): | $(SET_UP)

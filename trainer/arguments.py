@@ -7,6 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 # What `add_subparsers` returns, which has no public name.
@@ -38,11 +39,33 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs=nargs, help="the YAML file of the run")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="wins over the file")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of the run")
+    parser.add_argument("--checkpoint", default="latest", metavar="STEP|best|latest", help="which one (default: latest)")
+
+
 def not_negative(text: str) -> int:
     """A whole number from 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
     return int(text)
+
+
+def all_or_not_negative(text: str) -> int:
+    """A whole number from 0, or `all`, which is more than there can be."""
+    return sys.maxsize if text == "all" else not_negative(text)
+
+
+def not_empty(text: str) -> str:
+    """A text with anything in it."""
+    if not text:
+        raise argparse.ArgumentTypeError("got nothing, expected a text")
+    return text
 
 
 def temperature(text: str) -> float:

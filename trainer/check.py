@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import BatchPlan, Config, ModelConfig, plan_batches
-from trainer.data.manifest import MANIFEST_NAME, StoreManifest, read_matching_manifest
-from trainer.models.parameters import Parameter, flops_per_token, parameters
+from trainer.config import ENCODER_DECODERS, BatchPlan, Config, ModelConfig, plan_batches
+from trainer.data.manifest import MANIFEST_NAME, Split, StoreManifest, read_manifest_of
+from trainer.models.parameters import Parameter
+from trainer.sizes import Sizes
+from trainer.tasks.parameters import run_flops_per_token, run_parameters
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Where nothing says how many tokens there are; the report says that it is a guess.
@@ -21,9 +23,11 @@ def report(config: Config, num_replicas: int) -> str:
     Raises ConfigError where the batch does not divide, DataError where the store is damaged or was made with other settings.
     """
     store = Path(config.data.store)
-    manifest = read_matching_manifest(config.data) if (store / MANIFEST_NAME).exists() else None
+    manifest = read_manifest_of(config) if (store / MANIFEST_NAME).exists() else None
     vocabulary_size, origin = _vocabulary(config, manifest)
-    weights = parameters(config.model, vocabulary_size, config.data.sequence_length)
+    labels = manifest.labels if manifest is not None else config.data.labels or ()
+    sizes = Sizes(vocabulary_size, len(labels))
+    weights = run_parameters(config, sizes)
     plan = plan_batches(config.train, num_replicas)
 
     lines = [("run", f"{Path(config.run.directory) / config.run.name}, {config.train.steps:,} steps")]
@@ -32,8 +36,8 @@ def report(config: Config, num_replicas: int) -> str:
     lines += _describe_memory(estimate_memory(config, plan, weights, vocabulary_size))
     lines += _describe_batches(config, plan)
     lines += _describe_data(config, manifest)
-    flops = flops_per_token(config.model, vocabulary_size, config.data.sequence_length)
-    num_tokens = config.train.steps * plan.global_batch_size * config.data.sequence_length
+    flops = run_flops_per_token(config, sizes)
+    num_tokens = config.train.steps * plan.global_batch_size * _places(config)
     lines.append(("computation", f"{flops:,} FLOPs a token, {flops * num_tokens:.3g} FLOPs for the run"))
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines)
@@ -56,32 +60,52 @@ class Memory:
 
 def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Parameter], vocabulary_size: int) -> Memory:
     """Weights, gradients and AdamW's two moments are float32, whatever the precision; the latter adds a copy to compute
-    with. Where micro-batches are added up there are two gradients: the sum, and that of the micro-batch.
+    with. Gradients and moments are only of weights that are trained; where micro-batches are added up there are two
+    gradients: the sum, and that of the micro-batch.
 
     Activations are those that the backward pass needs, of one micro-batch of R rows of T tokens, in the computation's
-    precision. For each token: in each of L layers two residuals and their normalizations (4 D), queries, keys and
-    values ((H + 2 K) W), the attention's probabilities (H T) and its output (D), what goes into the activation function
-    and what comes out (F_in + F); then the last residual and its normalization (2 D), and logits and their gradient in
-    float32 (2 V). What a compiler keeps beside them, or saves, is not counted: take it as the order of magnitude.
+    precision, as `_row_activations` counts them; and, where the task scores tokens, logits and their gradient in float32
+    (2 V). Mixup computes two rows for one. What a compiler keeps beside them, or saves, is not counted: take it as the order
+    of magnitude.
     """
     elements = sum(weight.num_elements for weight in weights.values())
+    trained = sum(weight.num_elements for weight in weights.values() if weight.is_trainable)
     size = _BYTES[config.train.precision]
-    tokens = plan.rows_per_micro_batch * config.data.sequence_length
-    per_token = config.model.num_layers * _layer_activations(config.model, config.data.sequence_length)
-    per_token += 2 * config.model.width
+    row = size * _row_activations(config.model, config.data.sequence_length, config.target_length)
+    if config.task not in ("classification", "question_answering"):
+        scored = config.target_length if config.model.family in ENCODER_DECODERS else config.data.sequence_length
+        row += 4 * 2 * max(vocabulary_size, config.model.vocabulary_size or 0) * scored
+    rows = plan.rows_per_micro_batch * (2 if config.data.augmentation.mixup else 1)
     return Memory(
         weights=4 * elements,
-        gradients=4 * elements * (2 if plan.num_micro_batches > 1 else 1),
-        moments=8 * elements,
+        gradients=4 * trained * (2 if plan.num_micro_batches > 1 else 1),
+        moments=8 * trained,
         compute_copies=size * elements if size < 4 else 0,
-        activations=tokens * (size * per_token + 4 * 2 * vocabulary_size),
+        activations=rows * row,
     )
 
 
-def _layer_activations(model: ModelConfig, sequence_length: int) -> int:
+def _row_activations(model: ModelConfig, length: int, target_length: int) -> int:
+    """How many numbers of a row of T tokens are kept: `_layer_activations` of each layer, and what comes before or after
+    them with its normalization (2 D). An encoder-decoder's decoder keeps for each layer also keys and values of the source
+    (2 K W), and of each of its own tokens what its look at the source takes: residual and normalization (2 D), query and
+    output (2 H W), and probabilities (H T)."""
+    if model.family == "bag_of_embeddings":
+        return length * model.width
+    source = length * (model.num_layers * _layer_activations(model, length) + 2 * model.width)
+    if model.family not in ENCODER_DECODERS:
+        return source
+    look = 2 * model.width + 2 * model.attention_width + model.num_heads * length
+    target = target_length * (model.decoder_layers * (_layer_activations(model, target_length) + look) + 2 * model.width)
+    return source + target + length * model.decoder_layers * 2 * model.key_value_heads * model.head_width
+
+
+def _layer_activations(model: ModelConfig, length: int) -> int:
+    """Of a token: two residuals and their normalizations (4 D), queries, keys and values ((H + 2 K) W), the attention's
+    probabilities (H T) and its output (H W), what goes into the activation function and what comes out (F_in + F)."""
     heads = model.num_heads + 2 * model.key_value_heads
-    into_activation = model.hidden_width * (2 if model.activation == "swiglu" else 1)
-    attention = heads * model.head_width + model.num_heads * sequence_length + model.width
+    into_activation = model.hidden_width * (2 if model.is_gated else 1)
+    attention = heads * model.head_width + model.num_heads * length + model.attention_width
     return 4 * model.width + attention + into_activation + model.hidden_width
 
 
@@ -92,30 +116,41 @@ def _vocabulary(config: Config, manifest: StoreManifest | None) -> tuple[int, st
         return manifest.vocabulary_size, "as the store has them"
     if tokenizer.vocabulary_size is not None:
         return tokenizer.vocabulary_size, "as configured; training on little text may find fewer"
-    if tokenizer.path is not None and Path(tokenizer.path).is_file():
-        size = _pretrained_size(Path(tokenizer.path))
-        if size is not None:
-            return size, f"as {tokenizer.path} has them"
+    size = _pretrained_size(Path(tokenizer.path)) if tokenizer.path is not None else None
+    if size is not None:
+        return size, f"as {tokenizer.path} has them"
     return _GUESSED_VOCABULARY[tokenizer.kind], f"a guess: `prepare` will tell what a {tokenizer.kind} tokenizer has"
 
 
 def _pretrained_size(path: Path) -> int | None:
-    """The number of tokens in a `tokenizer.json`; None where it is not of the usual form, which `prepare` judges."""
+    """The number of tokens in a tokenizer's file or folder; None where it is not of a usual form, which `prepare` judges."""
     try:
-        content = json.loads(path.read_bytes())
-        tokens = {token["id"] for token in content.get("added_tokens", [])}
-        vocabulary = content["model"]["vocab"]
-        # A mapping from token to number, or, for Unigram, a list.
-        tokens |= set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+        if path.is_file():
+            return _size_of_json(path)
+        if (path / "tokenizer.json").exists():
+            return _size_of_json(path / "tokenizer.json")
+        if (path / "vocab.txt").exists():
+            return len((path / "vocab.txt").read_bytes().splitlines())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        pass
+    return None
+
+
+def _size_of_json(path: Path) -> int | None:
+    content = json.loads(path.read_bytes())
+    tokens = {token["id"] for token in content.get("added_tokens", [])}
+    vocabulary = content["model"]["vocab"]
+    # A mapping from token to number, or, for Unigram, a list.
+    tokens |= set(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
     return max(tokens) + 1 if tokens else None
 
 
 def _describe_parameters(weights: dict[str, Parameter]) -> str:
     total = sum(weight.num_elements for weight in weights.values())
     embedding = sum(weight.num_elements for name, weight in weights.items() if "embedding" in name)
-    return f"{total:,}, of which {embedding:,} in embeddings"
+    trained = sum(weight.num_elements for weight in weights.values() if weight.is_trainable)
+    told = f"{total:,}, of which {embedding:,} in embeddings"
+    return told if trained == total else f"{told}; {trained:,} are trained"
 
 
 def _describe_memory(memory: Memory) -> list[tuple[str, str]]:
@@ -128,30 +163,68 @@ def _describe_memory(memory: Memory) -> list[tuple[str, str]]:
 
 
 def _describe_batches(config: Config, plan: BatchPlan) -> list[tuple[str, str]]:
-    length = config.data.sequence_length
+    length = f"{config.data.sequence_length:,}"
+    if config.model.family in ENCODER_DECODERS:
+        length += f" and {config.target_length:,} tokens"
     replicas = "1 replica" if plan.num_replicas == 1 else f"{plan.num_replicas} replicas"
     micro = "1 micro-batch" if plan.num_micro_batches == 1 else f"{plan.num_micro_batches} micro-batches"
     rows = plan.rows_per_micro_batch
-    batch = f"{plan.global_batch_size:,} sequences of {length:,} = {replicas} x {micro} x {rows} sequences"
-    tokens = plan.global_batch_size * length
-    return [("batch", batch), ("tokens", f"{tokens:,} an update, {tokens * config.train.steps:,} in the run")]
+    batch = f"{plan.global_batch_size:,} sequences of {length} = {replicas} x {micro} x {rows} sequences"
+    tokens = plan.global_batch_size * _places(config)
+    amounts = f"{tokens:,} an update, {tokens * config.train.steps:,} in the run"
+    return [("batch", batch), ("tokens", amounts if config.packing == "stream" else f"{amounts}, padding included")]
+
+
+def _places(config: Config) -> int:
+    """How many tokens a row holds; of an encoder-decoder in source and target."""
+    return config.data.sequence_length + (config.target_length if config.model.family in ENCODER_DECODERS else 0)
 
 
 def _describe_data(config: Config, manifest: StoreManifest | None) -> list[tuple[str, str]]:
     if manifest is None:
         return [("data", f"{config.data.store} is not prepared yet: epochs are known after `drumline prepare`")]
-    tokens = f"{manifest.num_tokens('train'):,} tokens to train on, {manifest.num_tokens('validation'):,} to validate"
-    lines = [("data", f"{config.data.store}: {tokens}")]
-    if not config.data.pack:
-        lines.append(("epochs", "known when training starts: without `pack` they depend on the length of each document"))
-        return lines
-    num_samples = manifest.num_samples("train", config.data.sequence_length)
+    counts = (
+        f"{_count(config, manifest, 'train')} to train on",
+        f"{_count(config, manifest, 'validation')} to validate",
+    )
+    lines = [("data", f"{config.data.store}: {', '.join(counts)}")]
+    packed = [dataset.rows for dataset in manifest.train if dataset.rows is not None]
+    if packed:
+        share = sum(rows.num_real_tokens for rows in packed) / max(1, sum(rows.num_places for rows in packed))
+        lines.append(("packing", f"{sum(rows.num_rows for rows in packed):,} sequences, of whose tokens {share:.1%} are real"))
+    return [*lines, ("epochs", _describe_epochs(config, manifest))]
+
+
+def _count(config: Config, manifest: StoreManifest, split: Split) -> str:
+    tokens = f"{manifest.num_tokens(split):,} tokens"
+    return tokens if _reads_documents(config) else f"{manifest.num_documents(split):,} samples ({tokens})"
+
+
+def _describe_epochs(config: Config, manifest: StoreManifest) -> str:
+    num_samples = _num_samples(config, manifest)
+    if num_samples is None:
+        what = "document" if _reads_documents(config) else "context"
+        return f"known when training starts: they depend on the length of each {what}"
     if num_samples == 0:
-        lines.append(("epochs", f"none: the store has not even one sequence of {config.data.sequence_length:,} tokens"))
-        return lines
+        return f"none: the store has not even one sequence of {config.data.sequence_length:,} tokens"
     steps = num_samples / config.train.global_batch_size
-    lines.append(("epochs", f"{config.train.steps / steps:,.2f} in the run; one takes {steps:,.1f} steps"))
-    return lines
+    return f"{config.train.steps / steps:,.2f} in the run; one takes {steps:,.1f} steps"
+
+
+def _num_samples(config: Config, manifest: StoreManifest) -> int | None:
+    """How many sequences the training data are; None where that depends on how long each text is."""
+    match config.packing:
+        case "stream":
+            return manifest.num_samples("train", config.data.sequence_length)
+        case "best_fit":
+            return sum(dataset.rows.num_rows for dataset in manifest.train if dataset.rows is not None)
+        case "none":
+            is_one_each = not _reads_documents(config) and config.task != "question_answering"
+            return manifest.num_documents("train") if is_one_each else None
+
+
+def _reads_documents(config: Config) -> bool:
+    return config.task in ("language_modeling", "masked_language_modeling")
 
 
 def amount(num_bytes: float) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from trainer.config import Config
+from trainer.config import Config, ModelConfig
 from trainer.config_complaints import Place, dotted, explain, show
 from trainer.errors import ConfigError
+from trainer.pretrained.settings import CONFIG_FILE, FREE_KEYS, OWN_KEYS, read_settings
 
 # What a YAML file can hold, once read.
 Value: typing.TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
@@ -51,13 +52,15 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a configuration; an override, `section.key=value`, wins over the file.
+    """Reads a configuration; an override, `section.key=value`, wins over the file. With `model.initialize_from` the keys of
+    `model` that neither has are those of that folder's config.json, and the tokenizer is the folder's.
 
     Raises ConfigError with all complaints at once, in the order of the file's lines and then of the overrides.
     """
     source = _Source(path, _read(path))
     for override in overrides:
         source.override(override)
+    source.fill_from_pretrained()
     try:
         config = Config.model_validate(source.tree)
     except ValidationError as error:
@@ -149,6 +152,39 @@ class _Source:
         else:
             typing.cast("dict[str | int, Value]", parent)[place[-1]] = value
         self.origins[place] = origin
+
+    def fill_from_pretrained(self) -> None:
+        """What is missing of `model`, and the tokenizer, as the folder `model.initialize_from` has them; complains of what
+        is given and contradicts it.
+
+        A whole section, such as a run has in its own folder, stands for itself: the weights may have gone since.
+        """
+        model, data = self._at(("model",)), self._at(("data",))
+        folder = model.get("initialize_from") if isinstance(model, dict) else None
+        if not isinstance(model, dict) or not isinstance(folder, str) or not folder:
+            return
+        if isinstance(data, dict) and data.get("tokenizer") is None:
+            data["tokenizer"] = {"kind": "pretrained", "path": folder}
+        if set(ModelConfig.model_fields) - OWN_KEYS <= set(model):
+            return
+        given = {key for key, value in model.items() if value is not None}
+        try:
+            settings = read_settings(Path(folder), given)
+        except ConfigError as error:
+            place = ("model", "initialize_from")
+            self.complaints += [_Complaint(self.origin(place), dotted(place), text) for text in error.complaints]
+            # What could not be filled in is not missing: it is the folder that is to be mended.
+            self.unreadable |= {("model", key) for key in ModelConfig.model_fields if key not in given}
+            return
+        origin = _Origin(0, 0, str(Path(folder) / CONFIG_FILE))
+        for key, value in settings.items():
+            place = ("model", key)
+            if key not in given:
+                model[key] = value
+                self.origins[place] = origin
+            elif model[key] != value and key not in FREE_KEYS:
+                text = f"got {show(model[key])}, expected {show(value)}, as {origin.name} has it; leave the key out"
+                self._refuse(place, self.origin(place), text)
 
     def _make_room(self, place: Place, origin: _Origin) -> bool:
         """Sees to it that the container of an overridden value exists; complains where something else is there."""

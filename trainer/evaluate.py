@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,16 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.checkpoint import choose_checkpoint, read_state, read_weights
-from trainer.config import METRICS, BatchPlan, Config, DistributionConfig, plan_batches
+from trainer.config import METRICS, METRICS_OF_TEXTS, BatchPlan, Config, DistributionConfig, GenerationConfig, plan_batches
 from trainer.data.corpus import open_corpus
 from trainer.data.pipeline import evaluation_batches
 from trainer.data.windows import Samples
 from trainer.distribution import Distribution, connect, gather
-from trainer.errors import DataError
+from trainer.errors import DataError, UserError
 from trainer.run_directory import open_run
 from trainer.step import choose_compiler, compile_evaluation, create_weights
 from trainer.tasks.choice import choose_task
+from trainer.text_evaluation import TextEvaluation
 from trainer.weights import assign_weights
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,9 @@ class Evaluation:
         plan: BatchPlan,
         samples: Sequence[Samples],
         use_xla: bool,
+        generation: GenerationConfig | None = None,
     ) -> None:
+        """`generation` says how the texts of `evaluation.generate` are written; None for greedily."""
         self._every = config.evaluation.every if samples else None
         self._last_step = config.train.steps
         self._distribution = distribution
@@ -64,7 +68,12 @@ class Evaluation:
         self._counted = "num_tokens" if self._has_perplexity else "num_samples"
         self._is_compiled = False
         self.longest_call_seconds: float | None = None  # of those that did not compile
+        self._texts: TextEvaluation | None = None
+        self._has_written = False
         if samples:
+            if config.evaluation.generate:
+                written = (generation or GenerationConfig()).model_copy(update={"batch_size": plan.rows_per_micro_batch})
+                self._texts = TextEvaluation(config, weights, distribution, written)
             batches = config.evaluation.batches
             self._batches, self.num_batches = evaluation_batches(samples, plan, batches, distribution.replicas, ORDER_SEED)
 
@@ -79,6 +88,14 @@ class Evaluation:
         iterator = self._distribution.iterate(self._batches)
         began, loss_sum, num_counted, done = time.perf_counter(), 0.0, 0, 0
         collected: list[dict[str, np.ndarray]] = []
+
+        def result(others: Mapping[str, float], is_whole: bool) -> Result:
+            loss = loss_sum / max(num_counted, 1)
+            metrics = {"loss": loss}
+            if self._has_perplexity:
+                metrics["perplexity"] = math.exp(min(loss, 700.0))  # beyond it there is no double to hold it
+            return Result({**metrics, **others}, num_counted, self._counted, time.perf_counter() - began, is_whole)
+
         while done < self.num_batches:
             # The first call makes a single one: it compiles.
             count = min(batches_per_call, self.num_batches - done) if self._is_compiled else 1
@@ -87,18 +104,32 @@ class Evaluation:
             for batch_loss, batch_counted in sums.numpy().tolist():
                 loss_sum, num_counted = loss_sum + batch_loss, num_counted + int(batch_counted)
             collected.append({name: value.numpy() for name, value in outputs.items()})
-            if self._is_compiled:
-                self.longest_call_seconds = max(self.longest_call_seconds or 0.0, time.perf_counter() - call_began)
+            self._took(call_began, has_compiled=not self._is_compiled)
             self._is_compiled, done = True, done + count
-            seconds, is_whole = time.perf_counter() - began, done == self.num_batches
-            loss = loss_sum / max(num_counted, 1)
-            metrics = {"loss": loss}
-            if self._has_perplexity:
-                metrics["perplexity"] = math.exp(min(loss, 700.0))  # beyond it there is no double to hold it
-            if is_whole and len(collected[0]) > 1:  # more than the ids
-                outputs, sample_ids = self._gather(collected)
-                metrics |= self._task.metrics(outputs, self._samples, sample_ids)
-            yield Result(metrics, num_counted, self._counted, seconds, is_whole)
+            if done < self.num_batches:
+                yield result({}, is_whole=False)
+        metrics: dict[str, float] = {}
+        if len(collected[0]) > 1:  # more than the ids
+            outputs, sample_ids = self._gather(collected)
+            metrics |= self._task.metrics(outputs, self._samples, sample_ids)
+        if self._texts is not None:
+            texts: dict[int, str] = {}
+            # The first batch compiles, and nothing is known of how long that takes.
+            self.longest_call_seconds = self.longest_call_seconds if self._has_written else None
+            yield result(metrics, is_whole=False)
+            call_began = time.perf_counter()
+            for batch in self._texts.write():
+                texts |= batch
+                self._took(call_began, has_compiled=False)
+                yield result(metrics, is_whole=False)
+                call_began = time.perf_counter()
+            self._has_written = True
+            metrics |= self._texts.score(texts)
+        yield result(metrics, is_whole=True)
+
+    def _took(self, began: float, *, has_compiled: bool) -> None:
+        if not has_compiled:
+            self.longest_call_seconds = max(self.longest_call_seconds or 0.0, time.perf_counter() - began)
 
     def _gather(self, collected: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The outputs of all processes, one row a sample in the order of their ids, without padding; and the ids."""
@@ -121,26 +152,37 @@ class Evaluation:
         return result
 
 
-def evaluate_run(path: Path, checkpoint: str = "latest", num_batches: int | None = None) -> dict[str, object]:
+def evaluate_run(
+    path: Path,
+    checkpoint: str = "latest",
+    num_batches: int | None = None,
+    num_texts: int | None = None,
+    generation: GenerationConfig | None = None,
+) -> dict[str, object]:
     """Evaluates a run's checkpoint on its validation data, on this machine's first device.
 
-    `checkpoint` is a step, `best` or `latest`; `num_batches` overrides the configuration's. Raises UserError where the
-    run, the checkpoint or the validation data are not there.
+    `checkpoint` is a step, `best` or `latest`; `num_batches` overrides the configuration's. Metrics of texts are of
+    `num_texts` (None: all), written as `generation` says. Raises UserError where the run, the checkpoint or the validation
+    data are not there, or texts are asked of a task that has no metric of them.
     """
     run, config = open_run(path)
     chosen = choose_checkpoint(run.checkpoints, checkpoint, config.checkpoint.best_metric)
     if not config.data.validation:
         raise DataError(f"{run.config}: data.validation is empty; there is nothing to evaluate on")
+    has_texts = not set(METRICS[config.task]).isdisjoint(METRICS_OF_TEXTS)
+    if not has_texts and (num_texts is not None or generation is not None):
+        raise UserError(f"--generate, --num-beams: {config.task} has no metric of texts; leave them out")
     progress, identity = read_state(chosen)
     corpus = open_corpus(config, expected_fingerprint=identity["data.tokenizer"])
-    evaluated = config.evaluation.model_copy(update={"batches": num_batches or config.evaluation.batches, "every": 1})
-    config = config.model_copy(update={"evaluation": evaluated})
+    amount = (sys.maxsize if num_texts is None else num_texts) if has_texts else 0
+    changes = {"batches": num_batches or config.evaluation.batches, "every": 1, "generate": amount}
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
     distribution = connect(DistributionConfig(backend="single"))
     weights = create_weights(config, corpus.manifest.sizes)
     assign_weights(weights, read_weights(chosen), str(chosen))
     plan = plan_batches(config.train, distribution.num_replicas)
     use_xla, _ = choose_compiler(config)
-    result = Evaluation(config, weights, distribution, plan, corpus.validation, use_xla).run()
+    result = Evaluation(config, weights, distribution, plan, corpus.validation, use_xla, generation).run()
     return {
         "run": str(path),
         "step": progress.step,

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
-from trainer.config import Config, ModelConfig, OptimizerConfig, Section
+from trainer.config import (
+    AugmentationConfig,
+    Config,
+    DataConfig,
+    MaskingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Section,
+    TrainConfig,
+)
+from trainer.data.samples.question_answering import QuestionSamples
 from trainer.errors import CheckpointError
 
 if TYPE_CHECKING:  # it imports TensorFlow
@@ -16,10 +28,13 @@ if TYPE_CHECKING:  # it imports TensorFlow
 
 Identity = Mapping[str, Any]
 
+_DATA_KEYS = ("target_length", "multi_label", "prompt", "window_overlap")
+
 
 def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
     """By the keys of the configuration. Tokenizer and training text are there by their fingerprints: it is their contents
-    that count, not where they lie."""
+    that count, not where they lie. Of the contents themselves there is what predictions need: the classes' names, and
+    whether there are questions without an answer."""
     return {
         "run.seed": config.run.seed,
         "task": config.task,
@@ -27,12 +42,25 @@ def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
         "data.train": corpus.fingerprint,
         "data.train.weight": [source.weight for source in config.data.train],
         "data.sequence_length": config.data.sequence_length,
-        "data.pack": config.data.pack,
+        # What it means, whether it was given or not; `true` for a stream, as before there were other ways to pack.
+        "data.pack": {"stream": True, "none": False}.get(config.packing, config.packing),
+        "data.labels": list(corpus.manifest.labels),
+        "data.has_unanswerable": any(_has_unanswerable(each) for each in corpus.train if isinstance(each, QuestionSamples)),
+        **{f"data.{key}": getattr(config.data, key) for key in _DATA_KEYS},
+        **_section("data.masking", config.data.masking),
+        **_section("data.augmentation", config.data.augmentation),
         **_section("model", config.model),
         **_section("optimizer", config.optimizer),
         "train.global_batch_size": config.train.global_batch_size,
         "train.precision": config.train.precision,
+        "train.label_smoothing": config.train.label_smoothing,
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _has_unanswerable(samples: QuestionSamples) -> bool:
+    """Reads all answers of a data set, up to the first question that has none."""
+    return not all(samples.answers(record) for record in range(len(samples.num_windows)))
 
 
 def refuse_changes(saved: Identity, now: Identity, allowed: Sequence[str], origin: str) -> list[str]:
@@ -68,10 +96,21 @@ def _section(name: str, section: Section) -> dict[str, Any]:
 
 
 def _defaults(name: str, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
-    return {f"{name}.{key}": field.default for key, field in fields.items() if not field.is_required()}
+    """As a checkpoint's JSON has them: it knows no tuples."""
+    return {f"{name}.{key}": to_jsonable_python(field.default) for key, field in fields.items() if not field.is_required()}
 
 
-_DEFAULTS = {**_defaults("model", ModelConfig.model_fields), **_defaults("optimizer", OptimizerConfig.model_fields)}
+_DEFAULTS = {
+    "task": "language_modeling",
+    "data.labels": [],
+    "data.has_unanswerable": False,
+    **_defaults("data", {key: DataConfig.model_fields[key] for key in _DATA_KEYS}),
+    **_defaults("data.masking", MaskingConfig.model_fields),
+    **_defaults("data.augmentation", AugmentationConfig.model_fields),
+    **_defaults("model", ModelConfig.model_fields),
+    **_defaults("optimizer", OptimizerConfig.model_fields),
+    "train.label_smoothing": TrainConfig.model_fields["label_smoothing"].default,
+}
 
 
 def _brief(value: Any) -> str:

@@ -18,14 +18,16 @@ from trainer.check import amount, estimate_memory
 from trainer.checkpoint import list_checkpoints
 from trainer.checkpoint_lock import DirectoryLock
 from trainer.config import Config, plan_batches
-from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest, read_matching_manifest
+from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest, read_manifest_of
 from trainer.data.store import TokenStore, open_samples
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import BackendError, CheckpointError, DataError, UserError
 from trainer.files import make_folder, sync, write_atomically
 from trainer.location import is_local, listing, make_location, os_errors, remove_folder, written_file
-from trainer.models.parameters import Parameter, parameters
+from trainer.models.parameters import Parameter
 from trainer.run_directory import RunDirectory
+from trainer.sizes import Sizes
+from trainer.tasks.parameters import run_parameters
 
 Check = tuple[str, Callable[[], str]]
 
@@ -103,7 +105,7 @@ def check_packages() -> str:
 def check_store(config: Config) -> str:
     """That the store is whole, was made with these settings, and has a sequence of each split."""
     data, folder = config.data, Path(config.data.store)
-    manifest = read_matching_manifest(data)
+    manifest = read_manifest_of(config)
     tokenizer = Tokenizer.load(folder / TOKENIZER_NAME).fingerprint
     if tokenizer != manifest.tokenizer_fingerprint:
         raise DataError(f"{folder / TOKENIZER_NAME}: has changed since the store was made; run: drumline prepare CONFIG")
@@ -111,7 +113,7 @@ def check_store(config: Config) -> str:
     num_bytes = sum(part.num_bytes for split in (manifest.train, manifest.validation) for each in split for part in each.parts)
     hashed = num_bytes <= _HASHED_BYTES
     for split in ("train", "validation") if data.validation else ("train",):
-        open_samples(folder, split, sequence_length=data.sequence_length, pack=data.pack, fingerprint=wanted)
+        open_samples(config, split, fingerprint=wanted)
         if hashed:
             TokenStore(folder, split, verify=True)
     compared = "sizes, counts and hashes are right" if hashed else "sizes and counts are right, contents not read"
@@ -210,7 +212,8 @@ def _weights(config: Config) -> tuple[dict[str, Parameter], int]:
         vocabulary_size = manifest.vocabulary_size
     if vocabulary_size is None:
         raise UserWarning("not estimated: the number of tokens is known after `drumline prepare`")
-    return parameters(config.model, vocabulary_size, config.data.sequence_length), vocabulary_size
+    labels = manifest.labels if manifest is not None else config.data.labels or ()
+    return run_parameters(config, Sizes(vocabulary_size, len(labels))), vocabulary_size
 
 
 def _manifest(config: Config) -> StoreManifest | None:

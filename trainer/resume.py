@@ -37,15 +37,18 @@ def restore(
     fresh: bool,
     allowed_changes: Sequence[str],
 ) -> Progress:
-    """Fills `state` from the newest good checkpoint, on all processes alike; the run's beginning where there is none.
+    """Fills `state` from the newest good checkpoint, on all processes alike; where there is none, the run begins, with
+    the weights of `model.initialize_from` where it has that. Once there is a checkpoint, that folder is not needed any more.
 
     Raises CheckpointError, on all processes, where the checkpoints are damaged or of another run, or where there are some
-    and `fresh` is asked for.
+    and `fresh` is asked for; UserError where the pretrained weights cannot be had.
     """
 
     def read() -> Progress:
         path = newest_good(run.checkpoints)
         if path is None:
+            if config.model.initialize_from is not None:
+                reset_state(config, state)
             return Progress()
         if fresh:
             raise CheckpointError(f"--fresh: {run.path} has checkpoints already; take another run.name, or delete the folder")
@@ -56,7 +59,8 @@ def restore(
             logger.warning("going on although %s", change)
         return progress
 
-    return _share(on_chief(distribution, read), state, distribution)
+    is_read = config.model.initialize_from is not None
+    return _share(on_chief(distribution, read), state, distribution, also_beginnings=is_read)
 
 
 def roll_back(
@@ -68,13 +72,12 @@ def roll_back(
     def read() -> Progress:
         path = newest_good(run.checkpoints, before_step)
         progress = Progress() if path is None else _fill(state, read_checkpoint(path), path)
+        if path is None:
+            reset_state(config, state)
         discard_after(run.checkpoints, progress.step)
         return progress
 
-    progress = _share(on_chief(distribution, read), state, distribution)
-    if progress.step == 0:
-        reset_state(config, state)
-    return progress
+    return _share(on_chief(distribution, read), state, distribution, also_beginnings=True)
 
 
 def snapshot(state: TrainingState, config: Config, corpus: Corpus, progress: Progress) -> Checkpoint:
@@ -114,11 +117,11 @@ def _fill(state: TrainingState, checkpoint: Checkpoint, path: Path) -> Progress:
     return checkpoint.progress
 
 
-def _share(progress: Progress | None, state: TrainingState, distribution: Distribution) -> Progress:
-    """Gives the others what the chief has read."""
+def _share(progress: Progress | None, state: TrainingState, distribution: Distribution, *, also_beginnings: bool) -> Progress:
+    """Gives the others what the chief has read; the beginning of a run only where that is not on all processes already."""
     content = json.dumps(progress.to_json()).encode() if progress is not None else b""
     shared = Progress.from_json(json.loads(chiefs_bytes(distribution, content)))
-    if shared.step:
+    if shared.step or also_beginnings:
         distribution.broadcast(state.variables)
     return shared
 

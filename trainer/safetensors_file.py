@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,8 +35,10 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
-def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> tuple[int, str]:
-    """Writes tensors of any shape by name; the number of bytes and their hexadecimal sha256.
+def write_tensors(
+    file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Writes tensors of any shape by name; the number of bytes and their hexadecimal sha256. `metadata` goes into the header.
 
     Only an array that is not contiguous or not little-endian is copied, one at a time. Raises TypeError for a type that
     the format or NumPy does not have, OSError where it cannot be written.
@@ -44,7 +46,7 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> tuple[in
     # The widest types first, so that each tensor begins at a multiple of its type's width, for readers that map the file.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     digest, num_bytes = hashlib.sha256(), 0
-    for piece in _pieces(tensors, names):
+    for piece in _pieces(tensors, names, metadata):
         digest.update(piece)
         file.write(piece)
         num_bytes += len(piece)
@@ -71,8 +73,10 @@ def read_tensors(file: BinaryIO) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _pieces(tensors: Mapping[str, np.ndarray], names: list[str]) -> Iterator[bytes | memoryview]:
-    yield _header(tensors, names)
+def _pieces(
+    tensors: Mapping[str, np.ndarray], names: list[str], metadata: Mapping[str, str] | None
+) -> Iterator[bytes | memoryview]:
+    yield _header(tensors, names, metadata)
     for name in names:
         array = tensors[name]
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -81,8 +85,9 @@ def _pieces(tensors: Mapping[str, np.ndarray], names: list[str]) -> Iterator[byt
             yield view[begin : begin + _PIECE_BYTES]
 
 
-def _header(tensors: Mapping[str, np.ndarray], names: list[str]) -> bytes:
-    header, end = {}, 0
+def _header(tensors: Mapping[str, np.ndarray], names: list[str], metadata: Mapping[str, str] | None) -> bytes:
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
     for name in names:
         array = tensors[name]
         dtype = _NAMES.get(array.dtype.newbyteorder("<"))

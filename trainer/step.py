@@ -20,6 +20,7 @@ from trainer.models.blocks import DropoutKey
 from trainer.models.parameters import Parameter
 from trainer.optimizer import learning_rate, update_weight
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
+from trainer.pretrained.reading import open_pretrained
 from trainer.sizes import Sizes
 from trainer.tasks.choice import choose_task
 from trainer.tasks.parameters import run_parameters
@@ -63,7 +64,7 @@ class TrainingState:
 
 
 def create_weights(config: Config, sizes: Sizes) -> dict[str, tf.Variable]:
-    """The model's weights as they begin: a function of the run's seed and each weight's name."""
+    """The weights as they begin where nothing is read into them: a function of the run's seed and each weight's name."""
     return {
         name: tf.Variable(_initial_value(parameter, config.run.seed, name), name=name)
         for name, parameter in run_parameters(config, sizes).items()
@@ -71,7 +72,10 @@ def create_weights(config: Config, sizes: Sizes) -> dict[str, tf.Variable]:
 
 
 def create_state(config: Config, sizes: Sizes) -> TrainingState:
-    """A run's variables as they begin; to be called in the distribution's scope."""
+    """A run's variables as they begin where nothing is read into them; to be called in the distribution's scope.
+
+    With `model.initialize_from` it is `reset_state` that reads the folder, once it is known that there is no checkpoint.
+    """
     specification = run_parameters(config, sizes)
     trained = {name: each for name, each in specification.items() if each.is_trainable}
     return TrainingState(
@@ -85,9 +89,14 @@ def create_state(config: Config, sizes: Sizes) -> TrainingState:
 
 
 def reset_state(config: Config, state: TrainingState) -> None:
-    """Makes a run's variables again what they were when it began."""
+    """Makes a run's variables what they are when it begins: the weights random, or as `model.initialize_from` has them.
+
+    Raises UserError where that folder cannot be read, or is of another model.
+    """
+    pretrained = open_pretrained(config, state.parameters) if config.model.initialize_from is not None else {}
     for name, parameter in state.parameters.items():
-        state.weights[name].assign(_initial_value(parameter, config.run.seed, name))
+        is_read = name in pretrained
+        state.weights[name].assign(pretrained[name] if is_read else _initial_value(parameter, config.run.seed, name))
         if parameter.is_trainable:
             state.first_moments[name].assign(tf.zeros(parameter.shape))
             state.second_moments[name].assign(tf.zeros(parameter.shape))

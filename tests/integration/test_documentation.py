@@ -29,7 +29,7 @@ from pydantic.fields import FieldInfo
 
 from launch.machine import free_ports
 from tests.training import ROOT, TEXT, environment, json_lines
-from trainer.config import Config, SamplingConfig
+from trainer.config import Config, GenerationConfig
 from trainer.config_io import load_config
 from trainer.errors import DrumlineError
 
@@ -47,6 +47,8 @@ SMALLER = {
     "steps: 400": "steps: 20",
     "batches: 10": "batches: 2",
 }
+# What a part of a configuration is a part of, where it names its task.
+RECIPES = {"classification": "sentiment", "translation": "translation"}
 NUM_CHARACTERS = 60_000
 COMMAND_SECONDS = 240.0
 TENSORBOARD_SECONDS = 120.0
@@ -181,7 +183,7 @@ def test_the_configuration_table_names_every_choice() -> None:
 def test_the_table_of_predict_has_every_option_with_its_default() -> None:
     table = rows("docs/runs.md", ("option", "default", "meaning"))
     written = {in_code(option)[0]: written_default(default) for option, default, _ in table}
-    true = {f"--{name.replace('_', '-')}": true_default(info) for name, info in SamplingConfig.model_fields.items()}
+    true = {f"--{name.replace('_', '-')}": true_default(info) for name, info in GenerationConfig.model_fields.items()}
     assert written == true
 
 
@@ -199,8 +201,10 @@ def test_the_table_of_exit_codes_has_those_of_the_errors() -> None:
 @pytest.mark.parametrize("document", [each for each in DOCUMENTS if blocks(each, "yaml")])
 def test_yaml_in_documents_is_a_valid_part_of_a_configuration(document: str, tmp_path: Path) -> None:
     for number, block in enumerate(blocks(document, "yaml")):
-        whole = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
-        for section, values in yaml.safe_load(block).items():
+        part = yaml.safe_load(block)
+        recipe = RECIPES.get(part.pop("task", None), "demo")
+        whole = yaml.safe_load((ROOT / f"configs/{recipe}.yaml").read_text())
+        for section, values in part.items():
             whole[section] = whole.get(section, {}) | values
         path = tmp_path / f"{number}.yaml"
         path.write_text(yaml.safe_dump(whole))

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer import cli
 from trainer.cli import main
 from trainer.errors import BackendError, ConfigError, Diverged, DrumlineError, HangDetected, Stopped
+from trainer.verbs import training
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Replace:
         def train(arguments: object) -> int:
             raise error
 
-        monkeypatch.setattr(cli, "_train", train)
+        monkeypatch.setattr(training, "_train", train)
 
     return replace
 

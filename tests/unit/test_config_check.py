@@ -28,7 +28,7 @@ def prepare(config: Config, num_tokens: int) -> None:
     part = Part("train-0.arrow", num_documents=3, num_tokens=num_tokens, num_bytes=1, sha256="")
     dataset = Dataset("text.txt", None, (part,), ())
     store.mkdir()
-    write_manifest(StoreManifest(1, store_settings(config.data), "", 300, 0, "uint16", (dataset,), ()), store)
+    write_manifest(StoreManifest(1, store_settings(config), "", 300, 0, "uint16", (dataset,), ()), store)
 
 
 def test_gpt2_has_as_many_parameters_as_gpt2() -> None:

@@ -53,9 +53,9 @@ def test_replicas_together_get_exactly_the_order_s_samples(
     ids = order.sample_ids(FIRST_SAMPLE, 3 * BATCH)
     assert np.array_equal(rows["sample_ids"], ids)
     for row, (number, index) in enumerate(zip(*order.locate(ids), strict=True)):
-        inputs, targets = samples[number].gather(np.array([index]))
-        assert np.array_equal(rows["inputs"][row], inputs[0])
-        assert np.array_equal(rows["targets"][row], targets[0])
+        arrays = samples[number].gather(np.array([index]), np.array([FIRST_SAMPLE + row]))
+        assert np.array_equal(rows["inputs"][row], arrays["inputs"][0])
+        assert np.array_equal(rows["targets"][row], arrays["targets"][0])
 
 
 def test_processes_take_their_own_replicas(samples: list[Samples]) -> None:

@@ -70,7 +70,7 @@ def test_processes_and_one_process_make_the_same_store(tmp_path: Path) -> None:
     prepare(data_config(tmp_path / "one", train, tokenizer=BPE), num_processes=1)
     prepare(data_config(tmp_path / "two", train, tokenizer=BPE), num_processes=2)
     assert store_contents(tmp_path / "one") == store_contents(tmp_path / "two")
-    samples = open_samples(tmp_path / "one", "train", sequence_length=16, pack=True)
+    samples = open_samples(data_config(tmp_path / "one", train, tokenizer=BPE), "train")
     assert [part.num_samples for part in samples] == [
         (dataset.num_tokens - 1) // 16 for dataset in read_manifest(tmp_path / "one").train
     ]
@@ -277,14 +277,14 @@ def test_missing_files_and_tokenizers_are_refused(tmp_path: Path, corpus: Path) 
 
 def test_a_store_that_is_damaged_is_refused_by_name(tmp_path: Path, corpus: Path) -> None:
     store = tmp_path / "store"
-    with pytest.raises(DataError, match=r"manifest\.json: no such file.*run: drumline prepare CONFIG"):
-        open_samples(store, "train", sequence_length=16, pack=True)
     config = data_config(store, [{"path": str(corpus)}])
+    with pytest.raises(DataError, match=r"manifest\.json: no such file.*run: drumline prepare CONFIG"):
+        open_samples(config, "train")
     prepare(config, num_processes=1)
     with pytest.raises(DataError, match=r"was made with tokenizer .* the model's is 0123456789ab"):
-        open_samples(store, "train", sequence_length=16, pack=True, fingerprint="0123456789abcdef")
+        open_samples(config, "train", fingerprint="0123456789abcdef")
     with pytest.raises(DataError, match=r"has no validation data; give data\.validation"):
-        open_samples(store, "validation", sequence_length=16, pack=True)
+        open_samples(config, "validation")
     part = store / "train/0/part-00000.arrow"
     content = bytearray(part.read_bytes())
     content[5000] ^= 1
@@ -316,13 +316,19 @@ def test_a_manifest_of_another_version_or_a_damaged_one_is_refused(tmp_path: Pat
 def test_documents_keep_their_bounds(tmp_path: Path) -> None:
     texts = ["first", "second document", "third"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    prepare(data_config(tmp_path / "store", [{"path": str(tmp_path / "a.jsonl")}], file_format="jsonl"))
+    config = data_config(
+        tmp_path / "store",
+        [{"path": str(tmp_path / "a.jsonl")}],
+        file_format="jsonl",
+        options={"sequence_length": 20, "pack": False},
+    )
+    prepare(config)
     assert read_manifest(tmp_path / "store").num_documents("train") == 3
-    (samples,) = open_samples(tmp_path / "store", "train", sequence_length=20, pack=False)
-    inputs, targets = samples.gather(np.arange(3))
+    (samples,) = open_samples(config, "train")
+    arrays = samples.gather(np.arange(3), np.arange(3))
     tokenizer = Tokenizer.load(tmp_path / "store/tokenizer.json")
-    assert [tokenizer.decode(row.tolist()) for row in inputs] == texts
-    assert [int((row >= 0).sum()) for row in targets] == [len(text) for text in texts]
+    assert [tokenizer.decode(row.tolist()) for row in arrays["inputs"]] == texts
+    assert [int((row >= 0).sum()) for row in arrays["targets"]] == [len(text) for text in texts]
 
 
 @pytest.mark.slow

@@ -18,12 +18,17 @@ import pytest
 from tests.unit.data_corpora import TEXT, write_corpus
 from trainer.config import SourceConfig
 from trainer.data import readers, sources
-from trainer.data.readers import PIECE_LENGTH, read_pieces
+from trainer.data.readers import PIECE_LENGTH, Reading, read_pieces
 from trainer.data.sources import plan_units
+from trainer.data.tables import FieldColumn
 from trainer.errors import DataError
 
 DOCUMENTS = ["One line.", 'With "quotes", commas, and tabs', "naïve 語 🥁", "last"]
 MULTILINE = [*DOCUMENTS, "two\nlines, and\r\na third"]
+
+
+def reading(file_format: str, field: str | int = "text") -> Reading:
+    return Reading("language_modeling", file_format, (FieldColumn("text", field),))
 
 
 def documents(
@@ -34,7 +39,7 @@ def documents(
     found, text = [], ""
     for unit in plan_units(source, file_format, "data.train[0]"):
         for span in unit.spans:
-            for piece in read_pieces(span, file_format, field):
+            for piece in read_pieces(span, reading(file_format, field)):
                 text += piece.text
                 if piece.ends_document:
                     found.append(text)
@@ -154,7 +159,7 @@ def test_long_documents_come_in_pieces_that_end_with_lines(tmp_path: Path) -> No
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
     for name, file_format in (("a.txt", "text"), ("a.jsonl", "jsonl")):
         (unit,) = plan_units(SourceConfig(path=str(tmp_path / name)), file_format, "key")
-        pieces = list(read_pieces(unit.spans[0], file_format, "text"))
+        pieces = list(read_pieces(unit.spans[0], reading(file_format)))
         assert len(pieces) > 3
         assert "".join(piece.text for piece in pieces) == text
         assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -165,7 +170,7 @@ def test_text_without_any_line_end_comes_in_pieces_of_whole_characters(tmp_path:
     text = "語🥁é" * 200_000
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (unit,) = plan_units(SourceConfig(path=str(tmp_path / "a.txt")), "text", "key")
-    pieces = list(read_pieces(unit.spans[0], "text", "text"))
+    pieces = list(read_pieces(unit.spans[0], reading("text")))
     assert "".join(piece.text for piece in pieces) == text
     assert max(len(piece.text) for piece in pieces) <= PIECE_LENGTH
 
@@ -248,4 +253,4 @@ def test_shares_of_compressed_files_are_refused(tmp_path: Path) -> None:
 def test_the_hash_of_a_file_that_was_read_whole_is_its_sha256sum(tmp_path: Path) -> None:
     path = write_corpus(tmp_path / "a.txt", 10_000)
     (unit,) = plan_units(SourceConfig(path=str(path)), "text", "key")
-    assert readers.digest(unit.spans[0], "text", "text") == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert readers.digest(unit.spans[0], reading("text")) == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.data.windows import DocumentWindows, PackedWindows, TokenStream
+from trainer.data.windows import DocumentWindows, PackedWindows, Samples, TokenStream
 from trainer.errors import DataError
 
 END = 9
@@ -19,12 +19,21 @@ def stream(*segments: list[list[int]]) -> TokenStream:
     return TokenStream("corpus.txt", END, arrays, row_ends, starts)
 
 
+def gather(windows: Samples, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets; nothing in them is random."""
+    arrays = windows.gather(np.array(indices), np.array(indices))
+    assert {name: array.shape[1:] for name, array in arrays.items()} == {
+        name: feature.shape for name, feature in windows.features.items()
+    }
+    return arrays["inputs"], arrays["targets"]
+
+
 def test_packed_windows_cross_segments_and_targets_are_the_next_tokens() -> None:
     tokens = np.arange(23) % 8
     cut = [tokens[:3], tokens[3:4], tokens[4:15], tokens[15:]]
     windows = PackedWindows(stream(*([part.tolist()] for part in cut)), 4)
     assert windows.num_samples == 5
-    inputs, targets = windows.gather(np.arange(5))
+    inputs, targets = gather(windows, list(range(5)))
     assert inputs.dtype == targets.dtype == np.int32
     assert inputs.ravel().tolist() == tokens[:20].tolist()
     assert targets.ravel().tolist() == tokens[1:21].tolist()
@@ -32,7 +41,7 @@ def test_packed_windows_cross_segments_and_targets_are_the_next_tokens() -> None
 
 def test_samples_can_be_read_in_any_order_and_padding_does_not_count() -> None:
     windows = PackedWindows(stream([list(range(9))]), 2)
-    inputs, targets = windows.gather(np.array([3, -1, 0]))
+    inputs, targets = gather(windows, [3, -1, 0])
     assert inputs.tolist() == [[6, 7], [END, END], [0, 1]]
     assert targets.tolist() == [[7, 8], [-1, -1], [1, 2]]
 
@@ -47,7 +56,7 @@ def test_the_last_window_needs_one_token_more_than_it_has_inputs() -> None:
 def test_documents_begin_samples_of_their_own() -> None:
     windows = DocumentWindows(stream([[1, 2, END]], [[3, 4, 5, 6], [7, END], [END], [8, END]]), 3)
     assert windows.num_samples == 4
-    inputs, targets = windows.gather(np.array([0, 1, 2, 3, -1]))
+    inputs, targets = gather(windows, [0, 1, 2, 3, -1])
     assert inputs.tolist() == [[1, 2, END], [3, 4, 5], [6, 7, END], [8, END, END], [END] * 3]
     assert targets.tolist() == [[2, END, -1], [4, 5, 6], [7, END, -1], [END, -1, -1], [-1] * 3]
 
@@ -60,7 +69,7 @@ def test_every_token_but_a_document_s_first_is_a_target_exactly_once() -> None:
         token += length
     segments = [documents[begin : begin + 7] for begin in range(0, 200, 7)]
     windows = DocumentWindows(stream(*segments), 8)
-    inputs, targets = windows.gather(np.arange(windows.num_samples))
+    inputs, targets = gather(windows, list(range(windows.num_samples)))
     expected = [token for document in documents for token in document[1:]]
     counted = targets[targets >= 0]
     assert sorted(counted.tolist()) == sorted(expected)

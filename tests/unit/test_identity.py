@@ -46,3 +46,22 @@ def test_a_key_that_older_checkpoints_do_not_have_had_its_default() -> None:
     assert refuse_changes(older, SAVED, (), "step-1") == []
     with pytest.raises(CheckpointError, match=r"model\.dropout was 0\.0 and is now 0\.5"):
         refuse_changes(older, SAVED | {"model.dropout": 0.5}, (), "step-1")
+
+
+def test_a_run_from_before_there_were_other_tasks_goes_on() -> None:
+    """Its checkpoints know nothing of the keys that came since."""
+    now = SAVED | {
+        "task": "language_modeling",
+        "data.pack": True,
+        "data.labels": [],
+        "data.target_length": None,
+        "data.masking.rate": 0.15,
+        "data.augmentation.mixup": 0.0,
+        "model.lora": None,
+        "model.token_types": 0,
+        "optimizer.freeze": [],
+        "train.label_smoothing": 0.0,
+    }
+    assert refuse_changes(SAVED | {"data.pack": True}, now, (), "step-1") == []
+    with pytest.raises(CheckpointError, match=r"optimizer\.freeze was \[\] and is now \[\"output\"\]"):
+        refuse_changes(SAVED | {"data.pack": True}, now | {"optimizer.freeze": ["output"]}, (), "step-1")

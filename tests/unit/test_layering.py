@@ -87,12 +87,17 @@ def test_the_foundations_import_only_each_other() -> None:
             assert all(within(name, "trainer.config") or name == "trainer.errors" for name in project_imports(path)), path
 
 
-def test_only_the_command_line_imports_the_loop() -> None:
-    assert importers("trainer.loop") <= {"trainer.cli"}
+def test_only_the_verb_train_imports_the_loop() -> None:
+    assert importers("trainer.loop") == {"trainer.verbs.training"}
 
 
 def test_only_the_entry_point_imports_the_command_line() -> None:
     assert importers("trainer.cli") == {"trainer.__main__"}
+
+
+def test_only_the_command_line_imports_the_verbs() -> None:
+    outside = {name for name in importers("trainer.verbs") if not within(name, "trainer.verbs")}
+    assert outside == {"trainer.cli"}
 
 
 def test_launch_imports_only_errors_and_config() -> None:
@@ -104,7 +109,7 @@ def test_launch_imports_only_errors_and_config() -> None:
 
 def test_only_the_command_line_imports_launch() -> None:
     outside = {name for name in importers("launch") if not within(name, "launch")}
-    assert outside == {"trainer.cli"}
+    assert all(name == "trainer.cli" or within(name, "trainer.verbs") for name in outside), outside
 
 
 def test_launch_never_imports_tensorflow_nor_horovod_itself() -> None:
@@ -127,7 +132,9 @@ def test_only_distribution_uses_tf_distribute() -> None:
 
 def test_check_and_help_need_no_tensorflow() -> None:
     for path in MODULES:
-        if name_of(path) in WITHOUT_TENSORFLOW or within(name_of(path), "trainer.config"):
+        if name_of(path) in WITHOUT_TENSORFLOW or any(
+            within(name_of(path), each) for each in ("trainer.config", "trainer.verbs")
+        ):
             found = {name for name in imports(path) if name.split(".")[0] in ("tensorflow", "keras")}
             assert not found, path
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.config import ModelConfig
+from trainer.config import Config, ModelConfig
 from trainer.models import blocks, gpt
 from trainer.models.blocks import DropoutKey
 from trainer.models.parameters import flops_per_token, parameters
-from trainer.tasks import language_modeling
+from trainer.tasks.language_modeling import LanguageModeling
+from trainer.tasks.task import Sums
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -38,6 +39,9 @@ MODELS = {
     "llama": LLAMA,
     "rotary-multi-query-with-biases": GPT2.model_copy(update={"positions": "rotary", "num_key_value_heads": 1}),
     "learned-grouped-query": LLAMA.model_copy(update={"positions": "learned"}),
+    "wide-heads-exact-gelu": GPT2.model_copy(update={"width_per_head": 6, "activation": "gelu_erf"}),
+    "narrow-heads-gated-gelu": LLAMA.model_copy(update={"width_per_head": 2, "activation": "gated_gelu"}),
+    "relu": GPT2.model_copy(update={"activation": "relu"}),
 }
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 
@@ -55,11 +59,43 @@ def tensors(weights: Arrays) -> dict[str, tf.Tensor]:
     return {name: tf.constant(weight) for name, weight in weights.items()}
 
 
+def loss_sums(model: ModelConfig, weights: Mapping[str, tf.Tensor], inputs: np.ndarray, targets: np.ndarray) -> Sums:
+    config = Config.model_validate(
+        {
+            "run": {"name": "models"},
+            "data": {
+                "store": "store",
+                "train": [{"path": "text.txt"}],
+                "sequence_length": LENGTH,
+                "tokenizer": {"kind": "character"},
+            },
+            "model": {"num_layers": 1, "num_heads": 1, "width": 8},
+            "optimizer": {"learning_rate": 0.001},
+            "train": {"steps": 1, "global_batch_size": 1},
+        }
+    )
+    task = LanguageModeling(config.model_copy(update={"model": model}))
+    return task.loss_sums(weights, {"inputs": tf.constant(inputs), "targets": tf.constant(targets)})
+
+
 def random_tokens(batch: int = 3, length: int = LENGTH, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCABULARY_SIZE, (batch, length), np.int32)
 
 
 # -- The reference: loops over heads, in double precision, written from the papers.
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gated_gelu": gelu,
+    "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "relu": lambda x: np.maximum(x, 0),
+    "swiglu": lambda x: x / (1 + np.exp(-x)),
+}
 
 
 def reference_logits(model: ModelConfig, weights: Arrays, tokens_BT: np.ndarray) -> np.ndarray:
@@ -73,11 +109,11 @@ def reference_logits(model: ModelConfig, weights: Arrays, tokens_BT: np.ndarray)
         x = x + reference_attention(model, weights, name, reference_norm(model, weights, f"{name}.attention_norm", x))
         hidden = reference_norm(model, weights, f"{name}.feed_forward_norm", x)
         hidden = reference_linear(weights, f"{name}.feed_forward.up", hidden)
-        if model.activation == "swiglu":
+        if model.is_gated:
             gate, up = np.split(hidden, 2, -1)
-            hidden = gate / (1 + np.exp(-gate)) * up
+            hidden = ACTIVATIONS[model.activation](gate) * up
         else:
-            hidden = 0.5 * hidden * (1 + np.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+            hidden = ACTIVATIONS[model.activation](hidden)
         x = x + reference_linear(weights, f"{name}.feed_forward.down", hidden)
     x = reference_norm(model, weights, "final_norm", x)
     return x @ weights["token_embedding" if model.tied_output else "output"].T
@@ -237,16 +273,16 @@ def test_targets_of_minus_one_do_not_count() -> None:
     weights, inputs, targets = random_weights(GPT2), random_tokens(), random_tokens(seed=2)
     targets[0, 5:] = -1
     targets[2] = -1
-    loss_sum, num_tokens = language_modeling.loss_sums(GPT2, tensors(weights), tf.constant(inputs), tf.constant(targets))
+    loss_sum, num_counted = loss_sums(GPT2, tensors(weights), inputs, targets)
     logits = reference_logits(GPT2, weights, inputs)
     losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]
-    assert float(num_tokens) == 5 + LENGTH
+    assert float(num_counted) == 5 + LENGTH
     assert float(loss_sum) == pytest.approx(losses[targets >= 0].sum(), rel=1e-5)
 
 
 def test_a_batch_without_any_target_has_loss_zero_of_zero_tokens() -> None:
-    inputs = tf.constant(random_tokens())
-    sums = language_modeling.loss_sums(GPT2, tensors(random_weights(GPT2)), inputs, tf.fill(inputs.shape, -1))
+    inputs = random_tokens()
+    sums = loss_sums(GPT2, tensors(random_weights(GPT2)), inputs, np.full_like(inputs, -1))
     assert [float(value) for value in sums] == [0.0, 0.0]
 
 
@@ -330,7 +366,7 @@ def test_every_parameter_is_used_and_has_a_gradient(model: ModelConfig) -> None:
     with tf.GradientTape() as tape:
         tape.watch(list(weights.values()))
         inputs, targets = random_tokens(), random_tokens(seed=2)
-        loss_sum, _ = language_modeling.loss_sums(model, weights, tf.constant(inputs), tf.constant(targets))
+        loss_sum, _ = loss_sums(model, weights, inputs, targets)
     gradients = tape.gradient(loss_sum, weights)
     for name, gradient in gradients.items():
         assert gradient is not None and np.abs(gradient.numpy()).max() > 0, name

@@ -62,9 +62,9 @@ class ModelConfig(Section):
 
     family: Family = "gpt"
     initialize_from: Annotated[str, Field(min_length=1)] | None = None
-    num_layers: Count = 0
+    num_layers: Annotated[int, Field(ge=0)] = 0  # a bag of embeddings has none
     num_decoder_layers: Count | None = None
-    num_heads: Count = 0
+    num_heads: Annotated[int, Field(ge=0)] = 0
     num_key_value_heads: Count | None = None
     width: Count
     width_per_head: Count | None = None

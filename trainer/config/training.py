@@ -52,7 +52,8 @@ class OptimizerConfig(Section):
                 else "it only with schedule warmup_stable_decay"
             )
             raise complaint("decay_steps", "nothing" if self.decay_steps is None else f"{self.decay_steps}", expected)
-        if self.kind == "adam" and "weight_decay" in self.model_fields_set and self.weight_decay:
+        # The default may be there: a resolved configuration names all that there is.
+        if self.kind == "adam" and self.weight_decay not in (0.0, type(self).model_fields["weight_decay"].default):
             raise complaint("weight_decay", f"{self.weight_decay}", "none with adam: adamw has it")
         return self
 

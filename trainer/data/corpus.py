@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Config
-from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_matching_manifest
+from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest_of
 from trainer.data.order import SampleOrder
 from trainer.data.store import open_samples
 from trainer.data.tokenizer import Tokenizer
@@ -39,19 +39,24 @@ def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corp
     store is missing, damaged, made with another tokenizer, or lacks the validation set that evaluation needs.
     """
     store = Path(config.data.store)
-    manifest = read_matching_manifest(config.data)
+    manifest = read_manifest_of(config)
     fingerprint = expected_fingerprint
     if fingerprint is None and config.data.tokenizer.path is not None:
         fingerprint = Tokenizer.load(Path(config.data.tokenizer.path)).fingerprint
-    length, pack = config.data.sequence_length, config.data.pack
-    train = open_samples(store, "train", sequence_length=length, pack=pack, fingerprint=fingerprint)
+    train = open_samples(config, "train", fingerprint=fingerprint)
     validation: Sequence[Samples] = ()
     if config.data.validation:
-        validation = open_samples(store, "validation", sequence_length=length, pack=pack, fingerprint=fingerprint)
+        validation = open_samples(config, "validation", fingerprint=fingerprint)
     weights = [source.weight for source in config.data.train if source.weight is not None]
     order = SampleOrder([samples.num_samples for samples in train], weights or None, config.run.seed)
     fingerprint = _sha256("".join(part.sha256 for dataset in manifest.train for part in dataset.parts))
-    order_fingerprint = _sha256(json.dumps([fingerprint, manifest.tokenizer_fingerprint, weights, length, pack]))
+    # `true` for a stream, as before there were other ways to pack: so the ledgers of earlier runs still compare.
+    pack = {"stream": True, "none": False}.get(config.packing, config.packing)
+    length = config.data.sequence_length
+    meaning = [fingerprint, manifest.tokenizer_fingerprint, weights, length, pack]
+    if config.packing == "best_fit":
+        meaning += [dataset.rows.sha256 for dataset in manifest.train if dataset.rows is not None]
+    order_fingerprint = _sha256(json.dumps(meaning))
     return Corpus(manifest, store / TOKENIZER_NAME, train, validation, order, fingerprint, order_fingerprint)
 
 

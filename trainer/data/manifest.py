@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import DataConfig
+from trainer.config import ENCODER_DECODERS, FIELDS, Config, DataConfig
 from trainer.errors import DataError
 from trainer.files import json_bytes, write_atomically
+from trainer.sizes import Sizes
 
 STORE_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -36,7 +37,8 @@ class InputRange:
 
 @dataclass(frozen=True)
 class Part:
-    """One Arrow file of the store; `file` is relative to the store."""
+    """One Arrow file of the store; `file` is relative to the store. `num_documents` counts records where the task has
+    these, `num_tokens` the tokens of all their texts."""
 
     file: str
     num_documents: int
@@ -46,13 +48,36 @@ class Part:
 
 
 @dataclass(frozen=True)
+class RowsFile:
+    """The Arrow file that says which pieces (records, or documents cut to fit) lie in which row; `file` is relative to the
+    store. `num_real_tokens` of the `num_places` that all rows together have are not padding. `origin` is a hash of what the
+    rows follow from."""
+
+    file: str
+    num_rows: int
+    num_pieces: int
+    num_real_tokens: int
+    num_places: int
+    num_bytes: int
+    sha256: str
+    origin: str
+
+    @property
+    def share(self) -> float:
+        """That of the places that hold real tokens."""
+        return self.num_real_tokens / max(1, self.num_places)
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """What one source of the configuration became: its parts in order, and the inputs they were made from."""
+    """What one source of the configuration became: its parts in order, the inputs they were made from, and, where samples
+    are packed by best fit, the rows."""
 
     path: str
     weight: float | None
     parts: tuple[Part, ...]
     inputs: tuple[InputRange, ...]
+    rows: RowsFile | None = None
 
     @property
     def num_documents(self) -> int:
@@ -66,7 +91,7 @@ class Dataset:
 @dataclass(frozen=True)
 class StoreManifest:
     """A whole token store. `token_dtype` is "uint16" where the vocabulary fits, otherwise "uint32"; `settings` is what of
-    the configuration the store follows from."""
+    the configuration the store follows from; `labels` are the classes in the order of their numbers."""
 
     version: int
     settings: dict[str, Any]
@@ -76,6 +101,11 @@ class StoreManifest:
     token_dtype: str
     train: tuple[Dataset, ...]
     validation: tuple[Dataset, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.vocabulary_size, len(self.labels))
 
     def datasets(self, split: Split) -> tuple[Dataset, ...]:
         return self.train if split == "train" else self.validation
@@ -91,13 +121,43 @@ class StoreManifest:
         return sum(num_samples(dataset.num_tokens, sequence_length) for dataset in self.datasets(split))
 
 
-def store_settings(data: DataConfig) -> dict[str, Any]:
-    """What of `data` decides what is in the store: with another of these it must be prepared again."""
-    spans = {
-        split: [source.model_dump(exclude={"weight"}) for source in sources]
+def store_settings(config: Config) -> dict[str, Any]:
+    """What of the configuration decides what is in the store: with another of these it must be prepared again.
+
+    Language models, masked or not, share their stores; those of other tasks also follow from what is theirs.
+    """
+    data, task = config.data, config.task
+    settings = _data_settings(data, FIELDS[task])
+    if task not in ("language_modeling", "masked_language_modeling"):
+        settings["task"] = task
+    if task == "classification":
+        settings |= {"labels": data.labels and list(data.labels), "multi_label": data.multi_label}
+    if data.augmentation.back_translations is not None:
+        settings["augmentation.back_translations"] = data.augmentation.back_translations
+    if config.packing == "best_fit":
+        settings["pack"] = {
+            "best_fit": True,
+            "sequence_length": data.sequence_length,
+            "target_length": config.target_length if config.model.family in ENCODER_DECODERS else None,
+            "prompt": data.prompt,
+            "family": config.model.family,
+        }
+    return settings
+
+
+def _data_settings(data: DataConfig, fields: Iterable[str]) -> dict[str, Any]:
+    sources = {
+        split: [_without_defaults(source.model_dump(exclude={"weight"}), "target_path") for source in sources]
         for split, sources in (("train", data.train), ("validation", data.validation))
     }
-    return {"format": data.format, "fields": data.fields.model_dump(), "tokenizer": data.tokenizer.model_dump(), **spans}
+    columns = {name: column for name in fields if (column := getattr(data.fields, name)) is not None}
+    tokenizer = _without_defaults(data.tokenizer.model_dump(), "lowercase")
+    return {"format": data.format, "fields": columns, "tokenizer": tokenizer, **sources}
+
+
+def _without_defaults(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """Leaves out a setting that has not been set, so that stores made before there was such a one stay what they are."""
+    return {name: value for name, value in settings.items() if name != key or value}
 
 
 def num_samples(num_tokens: int, sequence_length: int) -> int:
@@ -128,24 +188,29 @@ def read_manifest(store: Path) -> StoreManifest:
                 **content,
                 "train": tuple(_dataset(entry) for entry in content["train"]),
                 "validation": tuple(_dataset(entry) for entry in content["validation"]),
+                "labels": tuple(content.get("labels", ())),
             }
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error}); delete it and run: drumline prepare CONFIG") from None
 
 
-def read_matching_manifest(data: DataConfig) -> StoreManifest:
+def read_manifest_of(config: Config) -> StoreManifest:
     """The manifest of `data.store`; raises DataError also where other settings made it: to train on it all the same would
     silently be another training."""
-    manifest = read_manifest(Path(data.store))
-    for key, now in store_settings(data).items():
-        before = manifest.settings.get(key)
-        if before != now:
+    manifest = read_manifest(Path(config.data.store))
+    _compare(config.data.store, manifest.settings, store_settings(config))
+    return manifest
+
+
+def _compare(store: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
+            name = key if key == "task" else f"data.{key}"
             raise DataError(
-                f"{data.store}: was prepared with data.{key} {json.dumps(before)}, and it is now {json.dumps(now)}; "
+                f"{store}: was prepared with {name} {json.dumps(before.get(key))}, and it is now {json.dumps(now.get(key))}; "
                 "run: drumline prepare CONFIG"
             )
-    return manifest
 
 
 def write_manifest(manifest: StoreManifest, store: Path) -> None:
@@ -159,6 +224,7 @@ def _dataset(entry: dict[str, Any]) -> Dataset:
         weight=entry["weight"],
         parts=_records(Part, entry["parts"]),
         inputs=_records(InputRange, entry["inputs"]),
+        rows=RowsFile(**entry["rows"]) if entry.get("rows") else None,
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from trainer.data.manifest import (
-    TOKENIZER_NAME,
-    InputRange,
-    Part,
-)
-from trainer.data.readers import Piece, digest, read_pieces
+from trainer.data.back_translations import BackTranslationsFile, read_back_translations
+from trainer.data.columns import RecordEncoder, columns_of, token_dtype
+from trainer.data.manifest import TOKENIZER_NAME, InputRange, Part
+from trainer.data.readers import Piece, Reading, Record, digest, read_pieces, read_records
 from trainer.data.sources import Span, Unit
+from trainer.data.tables import FieldColumn
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 from trainer.files import file_sha256, json_bytes, put_in_place, temporary_name, write_atomically
@@ -37,17 +36,25 @@ CALL_CHARACTERS = 256 * 2**10
 
 @dataclass(frozen=True)
 class PartPlan:
-    """One unit of work: which part of the store to make from what. `file` is relative to the store."""
+    """One unit of work: which part of the store to make from what. `file` is relative to the store.
+
+    `labels` are the classes in the order of their numbers, empty where the task has none or they are not yet known.
+    """
 
     file: str
     unit: Unit
-    format: str
-    text_field: str | int
+    reading: Reading
+    labels: tuple[str, ...] = ()
+    back_translations: BackTranslationsFile | None = None
+
+    @property
+    def is_training(self) -> bool:
+        return self.file.startswith("train/")
 
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What stands beside a part: it was made by this plan, with this tokenizer, from inputs of these hashes."""
+    """What stands beside a part: it was made by this plan, with this tokenizer, from inputs of these hashes (one a file)."""
 
     part: Part
     plan: PartPlan
@@ -56,26 +63,59 @@ class PartRecord:
 
     @property
     def inputs(self) -> Iterator[InputRange]:
-        for span, sha256 in zip(self.plan.unit.spans, self.sha256s, strict=True):
-            yield InputRange(span.path, span.size, span.begin, span.end, sha256)
+        for file, sha256 in zip(self.plan.unit.files, self.sha256s, strict=True):
+            yield InputRange(file.path, file.size, file.begin, file.end, sha256)
+
+
+@dataclass
+class PartCheck:
+    """What a part will be made of: documents or records, those without text that are left out, those that there is a
+    back-translation for, and the labels, each with the place where it comes first."""
+
+    num_documents: int = 0
+    num_left_out: int = 0
+    num_back_translated: int = 0
+    labels: dict[str, tuple[Span, int]] = field(default_factory=dict)
 
 
 def record_path(store: Path, plan: PartPlan) -> Path:
     return (store / plan.file).with_suffix(".json")
 
 
-def num_documents_of(plan: PartPlan) -> int:
+def check_part(plan: PartPlan) -> PartCheck:
     """Reads all that a part will be made of, and so finds every fault in it before anything is written.
 
     Counts documents that end in it and documents that go on after it.
     """
-    num_documents = 0
+    check = PartCheck()
+    if plan.reading.is_of_documents:
+        for span in plan.unit.spans:
+            piece = Piece("", ends_document=True)
+            for piece in read_pieces(span, plan.reading):
+                check.num_documents += piece.ends_document
+            check.num_documents += not piece.ends_document
+        return check
+    back_translations = _back_translations(plan) or {}
     for span in plan.unit.spans:
-        piece = Piece("", ends_document=True)
-        for piece in read_pieces(span, plan.format, plan.text_field):
-            num_documents += piece.ends_document
-        num_documents += not piece.ends_document
-    return num_documents
+        for record in read_records(span, plan.reading):
+            if not record.has_all_texts:
+                check.num_left_out += 1
+                continue
+            check.num_documents += 1
+            check.num_back_translated += record.texts[0] in back_translations
+            for label in record.labels:
+                if label not in check.labels:
+                    check.labels[label] = (span, record.place)
+    return check
+
+
+def texts_of(plan: PartPlan) -> Iterator[str]:
+    """All texts of a part that a tokenizer learns from, in order."""
+    for span in plan.unit.spans:
+        if plan.reading.is_of_documents:
+            yield from (piece.text for piece in read_pieces(span, plan.reading))
+        else:
+            yield from (text for record in read_records(span, plan.reading) if record.has_all_texts for text in record.texts)
 
 
 def write_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str) -> PartRecord:
@@ -85,10 +125,11 @@ def write_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str) -> PartR
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        num_documents, num_tokens = _write_arrow(temporary, plan, tokenizer)
-        sha256s = tuple(digest(span, plan.format, plan.text_field) for span in plan.unit.spans)
-        for span in plan.unit.spans:
-            _check_unchanged(span)
+        write = _write_documents if plan.reading.is_of_documents else _write_records
+        num_documents, num_tokens = write(temporary, plan, tokenizer)
+        sha256s = tuple(digest(file, plan.reading) for file in plan.unit.files)
+        for file in plan.unit.files:
+            _check_unchanged(file)
         part = Part(plan.file, num_documents, num_tokens, temporary.stat().st_size, file_sha256(temporary))
         # Were it interrupted between the two, an earlier record would vouch for a file that it does not know.
         record_path(store, plan).unlink(missing_ok=True)
@@ -113,14 +154,10 @@ def whole_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str) -> PartR
     same = record.tokenizer_fingerprint == tokenizer_fingerprint and record.part.num_bytes == num_bytes
     if not same or _timeless(record.plan) != _timeless(plan):
         return None
-    for before, now, sha256 in zip(record.plan.unit.spans, plan.unit.spans, record.sha256s, strict=True):
-        if before.modified_ns != now.modified_ns and digest(now, plan.format, plan.text_field) != sha256:
+    for before, now, sha256 in zip(record.plan.unit.files, plan.unit.files, record.sha256s, strict=True):
+        if before.modified_ns != now.modified_ns and digest(now, plan.reading) != sha256:
             return None
     return record
-
-
-def token_dtype(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
-    return np.uint16 if vocabulary_size <= 2**16 else np.uint32
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,17 +169,17 @@ def _load_tokenizer(path: Path, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
-def _write_arrow(path: Path, plan: PartPlan, tokenizer: Tokenizer) -> tuple[int, int]:
-    """One column `tokens`, a row for each document or piece of one; returns the numbers of documents and tokens."""
+def _write_documents(path: Path, plan: PartPlan, tokenizer: Tokenizer) -> tuple[int, int]:
+    """A row for each document or piece of one; returns the numbers of documents and tokens."""
     dtype = token_dtype(tokenizer.vocabulary_size)
-    kind = pa.large_list(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False))
-    schema = pa.schema([pa.field("tokens", kind, nullable=False)])
+    schema = columns_of(plan.reading, has_back_translations=False).schema(dtype)
     num_documents = num_tokens = 0
     with path.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             for rows in _row_batches(plan, tokenizer, dtype):
                 values = np.concatenate(rows)
                 offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+                kind = schema.field("tokens").type
                 tokens = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values), type=kind)
                 writer.write_batch(pa.record_batch([tokens], schema=schema))
                 num_documents += sum(int(row[-1]) == tokenizer.end_of_text for row in rows)
@@ -152,10 +189,29 @@ def _write_arrow(path: Path, plan: PartPlan, tokenizer: Tokenizer) -> tuple[int,
     return num_documents, num_tokens
 
 
+def _write_records(path: Path, plan: PartPlan, tokenizer: Tokenizer) -> tuple[int, int]:
+    """A row for each record that has text; returns the numbers of records and of tokens in all columns."""
+    encoder = RecordEncoder(plan.reading, tokenizer, plan.labels, plan.is_training, _back_translations(plan))
+    num_records = num_tokens = 0
+    with path.open("wb") as file:
+        with pa.ipc.new_file(file, encoder.schema) as writer:
+            for records in _record_calls(plan):
+                encoder.add(records)
+                num_records += len(records)
+                if encoder.num_tokens >= BATCH_TOKENS:
+                    num_tokens += encoder.num_tokens
+                    writer.write_batch(encoder.take())
+            num_tokens += encoder.num_tokens
+            writer.write_batch(encoder.take())
+        file.flush()
+        os.fsync(file.fileno())
+    return num_records, num_tokens
+
+
 def _row_batches(plan: PartPlan, tokenizer: Tokenizer, dtype: type[Any]) -> Iterator[list[npt.NDArray[Any]]]:
     rows: list[npt.NDArray[Any]] = []
     num_tokens = 0
-    for pieces in _calls(plan):
+    for pieces in _piece_calls(plan):
         for piece, ids in zip(pieces, tokenizer.encode_batch([piece.text for piece in pieces]), strict=True):
             row = np.append(ids, tokenizer.end_of_text) if piece.ends_document else ids
             if len(row):
@@ -168,12 +224,12 @@ def _row_batches(plan: PartPlan, tokenizer: Tokenizer, dtype: type[Any]) -> Iter
         yield rows
 
 
-def _calls(plan: PartPlan) -> Iterator[list[Piece]]:
+def _piece_calls(plan: PartPlan) -> Iterator[list[Piece]]:
     """Pieces by as many as are tokenized in one call."""
     pieces: list[Piece] = []
     num_characters = 0
     for span in plan.unit.spans:
-        for piece in read_pieces(span, plan.format, plan.text_field):
+        for piece in read_pieces(span, plan.reading):
             pieces.append(piece)
             num_characters += len(piece.text)
             if num_characters >= CALL_CHARACTERS:
@@ -183,6 +239,26 @@ def _calls(plan: PartPlan) -> Iterator[list[Piece]]:
         yield pieces
 
 
+def _record_calls(plan: PartPlan) -> Iterator[list[Record]]:
+    """Records by as many as are tokenized in one call."""
+    records: list[Record] = []
+    num_characters = 0
+    for span in plan.unit.spans:
+        for record in read_records(span, plan.reading):
+            if record.has_all_texts:
+                records.append(record)
+                num_characters += sum(map(len, record.texts))
+            if num_characters >= CALL_CHARACTERS:
+                yield records
+                records, num_characters = [], 0
+    if records:
+        yield records
+
+
+def _back_translations(plan: PartPlan) -> Mapping[str, str] | None:
+    return None if plan.back_translations is None else read_back_translations(plan.back_translations)
+
+
 def _check_unchanged(span: Span) -> None:
     status = os.stat(span.path)
     if (status.st_size, status.st_mtime_ns) != (span.size, span.modified_ns):
@@ -190,15 +266,32 @@ def _check_unchanged(span: Span) -> None:
 
 
 def _timeless(plan: PartPlan) -> PartPlan:
-    return replace(plan, unit=Unit(tuple(replace(span, modified_ns=0) for span in plan.unit.spans)))
+    def timeless(span: Span) -> Span:
+        return replace(span, modified_ns=0, target=span.target and timeless(span.target))
+
+    return replace(plan, unit=Unit(tuple(timeless(span) for span in plan.unit.spans)))
 
 
 def _record_of(content: dict[str, Any]) -> PartRecord:
+    def span_of(span: dict[str, Any]) -> Span:
+        return Span(**{**span, "target": span_of(span["target"]) if span.get("target") else None})
+
     plan = content["plan"]
-    spans = tuple(Span(**span) for span in plan["unit"]["spans"])
+    if "text_field" in plan:  # Before there were other tasks than language modelling.
+        reading = Reading("language_modeling", plan["format"], (FieldColumn("text", plan["text_field"]),))
+    else:
+        columns = tuple(FieldColumn(*column) for column in plan["reading"]["columns"])
+        reading = Reading(**{**plan["reading"], "columns": columns})
+    back_translations = plan.get("back_translations")
     return PartRecord(
         part=Part(**content["part"]),
-        plan=PartPlan(plan["file"], Unit(spans), plan["format"], plan["text_field"]),
+        plan=PartPlan(
+            file=plan["file"],
+            unit=Unit(tuple(span_of(span) for span in plan["unit"]["spans"])),
+            reading=reading,
+            labels=tuple(plan.get("labels", ())),
+            back_translations=back_translations and BackTranslationsFile(**back_translations),
+        ),
         tokenizer_fingerprint=content["tokenizer_fingerprint"],
         sha256s=tuple(content["sha256s"]),
     )

@@ -1,8 +1,8 @@
 """The `tf.data` pipelines: batches of the order's samples, read by memory-map gathers; nothing in them holds state.
 
-A: micro-batches of an update, M: rows of a micro-batch, T: sequence length. Every element is what one replica needs for
-one update: `inputs` and `targets` int32 [A, M, T], `sample_ids` int64 [A, M], and `first_row` int64 [A], the row of the
-global batch at which each micro-batch begins. Elements go by step and, within a step, by replica.
+A: micro-batches of an update, M: rows of a micro-batch. Every element is what one replica needs for one update: the task's
+features [A, M, ...], `sample_ids` int64 [A, M], and `first_row` int64 [A], the row of the global batch at which each
+micro-batch begins. Elements go by step and, within a step, by replica.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from trainer.config import BatchPlan
 from trainer.data.order import SampleOrder
-from trainer.data.windows import Int64Array, Samples
+from trainer.data.windows import Arrays, Features, Int64Array, Samples
 
 # A gather takes well under a millisecond and a step many: one thread reads while another waits for its turn. More of
 # them would take cores from the computation.
@@ -28,7 +28,11 @@ def training_batches(
     samples: Sequence[Samples], order: SampleOrder, plan: BatchPlan, first_sample: int, replicas: range
 ) -> tf.data.Dataset:
     """The batches from the position `first_sample` of the order on, without end, for the replicas of this process."""
-    return _batches(samples, order, plan, first_sample, replicas, order.sample_ids)
+
+    def draws(ids: Int64Array, first: int) -> Int64Array:
+        return np.arange(first, first + len(ids), dtype=np.int64)
+
+    return _batches(samples, order, plan, first_sample, replicas, order.sample_ids, draws)
 
 
 def evaluation_batches(
@@ -37,8 +41,7 @@ def evaluation_batches(
     """Batches that hold each sample once, and how many of them are to be read: at most `num_batches`, None for all.
 
     They come in one shuffled order, so that the first batches are a fair sample of all; with the same `seed` the losses
-    of two runs compare. The last batch is filled up with rows of padding (id -1, all targets -1); so are any that are
-    read beyond it.
+    of two runs compare. The last batch is filled up with rows of padding (id -1); so are any that are read beyond it.
     """
     order = SampleOrder([part.num_samples for part in samples], None, seed)
     num_all = -(-order.num_samples // plan.global_batch_size)
@@ -50,7 +53,7 @@ def evaluation_batches(
             ids[:num_left] = order.sample_ids(first, num_left)
         return ids
 
-    dataset = _batches(samples, order, plan, 0, replicas, ids_once)
+    dataset = _batches(samples, order, plan, 0, replicas, ids_once, lambda ids, first: ids)
     return dataset, num_all if num_batches is None else min(num_batches, num_all)
 
 
@@ -61,25 +64,29 @@ def _batches(
     first_sample: int,
     replicas: range,
     sample_ids: Callable[[int, int], Int64Array],
+    draws: Callable[[Int64Array, int], Int64Array],
 ) -> tf.data.Dataset:
-    length = samples[0].sequence_length
+    features = samples[0].features
     num_micro_batches, num_rows = plan.num_micro_batches, plan.rows_per_micro_batch
 
-    def read(element: np.int64) -> tuple[np.ndarray, np.ndarray, Int64Array, Int64Array]:
+    def read(element: np.int64) -> tuple[np.ndarray, ...]:
         step, replica_number = divmod(int(element), len(replicas))
         first_rows = list(plan.first_rows(replicas[replica_number]))
         firsts = [first_sample + step * plan.global_batch_size + row for row in first_rows]
-        ids = np.concatenate([sample_ids(first, num_rows) for first in firsts])
-        inputs, targets = _gather(samples, order, ids, length)
-        return inputs, targets, ids, np.asarray(first_rows, np.int64)
+        parts = [sample_ids(first, num_rows) for first in firsts]
+        drawn = np.concatenate([draws(part, first) for part, first in zip(parts, firsts, strict=True)])
+        ids = np.concatenate(parts)
+        arrays = _gather(samples, order, ids, drawn, features)
+        return ids, np.asarray(first_rows, np.int64), *(arrays[name] for name in features)
 
     def element_of(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        inputs, targets, ids, first_rows = tf.numpy_function(
-            read, [number], (tf.int32, tf.int32, tf.int64, tf.int64), stateful=False
-        )
-        return {
-            "inputs": tf.reshape(inputs, (num_micro_batches, num_rows, length)),
-            "targets": tf.reshape(targets, (num_micro_batches, num_rows, length)),
+        dtypes = [tf.as_dtype(feature.dtype) for feature in features.values()]
+        ids, first_rows, *arrays = tf.numpy_function(read, [number], (tf.int64, tf.int64, *dtypes), stateful=False)
+        shaped = {
+            name: tf.reshape(array, (num_micro_batches, num_rows, *feature.shape))
+            for (name, feature), array in zip(features.items(), arrays, strict=True)
+        }
+        return shaped | {
             "sample_ids": tf.reshape(ids, (num_micro_batches, num_rows)),
             "first_row": tf.reshape(first_rows, (num_micro_batches,)),
         }
@@ -89,19 +96,19 @@ def _batches(
     return dataset.prefetch(NUM_PREFETCHED).with_options(_options())
 
 
-def _gather(samples: Sequence[Samples], order: SampleOrder, ids: Int64Array, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads samples [B] of all data sets, with one call for each data set that has any: inputs and targets [B, T]."""
+def _gather(samples: Sequence[Samples], order: SampleOrder, ids: Int64Array, draws: Int64Array, features: Features) -> Arrays:
+    """Reads samples [B] of all data sets, with one call for each data set that has any."""
     if len(samples) == 1:
-        return samples[0].gather(ids)
-    inputs = np.empty((len(ids), length), np.int32)
-    targets = np.empty((len(ids), length), np.int32)
+        return samples[0].gather(ids, draws)
+    arrays: Arrays = {name: np.empty((len(ids), *each.shape), each.dtype) for name, each in features.items()}
     datasets, locals_ = order.locate(ids)
     padding = ids < 0
     datasets[padding], locals_[padding] = 0, PADDING_ID
     for number in np.unique(datasets).tolist():
         rows = np.flatnonzero(datasets == number)
-        inputs[rows], targets[rows] = samples[number].gather(locals_[rows])
-    return inputs, targets
+        for name, array in samples[number].gather(locals_[rows], draws[rows]).items():
+            arrays[name][rows] = array
+    return arrays
 
 
 def _options() -> tf.data.Options:

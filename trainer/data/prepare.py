@@ -14,24 +14,28 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import Config, DataConfig
+from trainer.config import Config
+from trainer.data.checks import check_inputs
+from trainer.data.columns import token_dtype
 from trainer.data.manifest import (
     MANIFEST_NAME,
     STORE_VERSION,
     TOKENIZER_NAME,
     Dataset,
-    Split,
+    RowsFile,
     StoreManifest,
     read_manifest,
     store_settings,
     write_manifest,
 )
-from trainer.data.parts import PartPlan, PartRecord, num_documents_of, record_path, token_dtype, whole_part, write_part
-from trainer.data.readers import read_pieces
-from trainer.data.sources import plan_units
+from trainer.data.parts import PartPlan, PartRecord, record_path, texts_of, whole_part, write_part
+from trainer.data.records import RecordTable
+from trainer.data.rows import rows_origin, write_rows
+from trainer.data.store import open_parts, token_stream
+from trainer.data.store_plan import StorePlan, known_labels, plan_store, tokenizer_source, write_labels
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.workers import num_cores, run_all, worker_pool
 from trainer.errors import DataError
@@ -52,22 +56,6 @@ PROGRESS_SECONDS = 5.0
 SMALL_BYTES = 2 * 2**20
 
 
-@dataclass(frozen=True)
-class StorePlan:
-    """The parts of the store in order: by split, source, and unit."""
-
-    train: tuple[tuple[PartPlan, ...], ...]
-    validation: tuple[tuple[PartPlan, ...], ...]
-
-    @property
-    def train_parts(self) -> list[PartPlan]:
-        return [part for dataset in self.train for part in dataset]
-
-    @property
-    def parts(self) -> list[PartPlan]:
-        return self.train_parts + [part for dataset in self.validation for part in dataset]
-
-
 def prepare(
     config: Config, *, shard: tuple[int, int] | None = None, merge: bool = False, num_processes: int | None = None
 ) -> None:
@@ -79,53 +67,35 @@ def prepare(
     Raises DataError for input that cannot be used; nothing is written then.
     """
     assert shard is None or 1 <= shard[0] <= shard[1]
-    data, store = config.data, Path(config.data.store)
-    plan = plan_store(data)
+    store = Path(config.data.store)
+    plan = plan_store(config)
+    labels = known_labels(store, config, plan)
+    plan = plan.with_labels(labels or ())
     if shard is None and merge:
-        _merge(store, data, plan)
+        _merge(store, config, plan)
         return
-    chosen = plan.parts if shard is None else plan.parts[shard[0] - 1 :: shard[1]]
     what = f"{store}" if shard is None else f"{store}: shard {shard[0]}/{shard[1]}"
-    tokenizer = _current_tokenizer(store, data, plan)
-    records = _whole_parts(store, chosen, tokenizer)
-    if tokenizer and len(records) == len(chosen) and (shard or _is_finished(store, data, plan, records, tokenizer)):
+    tokenizer = _current_tokenizer(store, config, plan)
+    chosen = plan.chosen(shard)
+    records = _whole_parts(store, chosen, tokenizer) if labels is not None else {}
+    if tokenizer and len(records) == len(chosen) and (shard or _is_finished(store, config, plan, records, tokenizer)):
         logger.info("%s: is whole already, %d parts: nothing to do", what, len(chosen))
         if merge:
-            _merge_if_last(store, data, plan)
+            _merge_if_last(store, config, plan)
         return
     with worker_pool(_num_workers(chosen, num_processes)) as pool:
-        _check_inputs(data, plan, chosen, records, pool)
+        plan = plan.with_labels(check_inputs(config, plan, chosen, records, labels, pool))
         try:
-            tokenizer, records = _make_parts(store, data, plan, chosen, tokenizer, pool)
+            tokenizer, records = _make_parts(store, config, plan, plan.chosen(shard), tokenizer, pool)
         except OSError as error:
             raise DataError(f"{store}: cannot be written ({error}); free the place or set data.store to another") from error
     if shard is None:
         _remove_unfinished(store)
-        _finish(store, data, plan, records, tokenizer)
+        _finish(store, config, plan, records, tokenizer)
     elif merge:
-        _merge_if_last(store, data, plan)
+        _merge_if_last(store, config, plan)
     else:
         logger.info("%s: is whole; when all shards are: drumline prepare CONFIG --merge", what)
-
-
-def plan_store(data: DataConfig) -> StorePlan:
-    """Divides all sources; raises DataError for files that are missing or empty."""
-
-    def plan_split(split: Split) -> Iterator[tuple[PartPlan, ...]]:
-        for number, source in enumerate(data.train if split == "train" else data.validation):
-            units = plan_units(source, data.format, f"data.{split}[{number}]")
-            if not units:
-                raise _empty(split, number, source.path)
-            yield tuple(
-                PartPlan(f"{split}/{number}/part-{index:05d}.arrow", unit, data.format, data.fields.text)
-                for index, unit in enumerate(units)
-            )
-
-    return StorePlan(tuple(plan_split("train")), tuple(plan_split("validation")))
-
-
-def _empty(split: Split, number: int, path: str) -> DataError:
-    return DataError(f"data.{split}[{number}].path: {path} holds no text; check the path, data.format, and data.fields")
 
 
 def _whole_parts(store: Path, parts: Sequence[PartPlan], tokenizer: Tokenizer | None) -> dict[str, PartRecord]:
@@ -134,32 +104,6 @@ def _whole_parts(store: Path, parts: Sequence[PartPlan], tokenizer: Tokenizer | 
         return {}
     found = ((part.file, whole_part(store, part, tokenizer.fingerprint)) for part in parts)
     return {file: record for file, record in found if record is not None}
-
-
-def _check_inputs(
-    data: DataConfig,
-    plan: StorePlan,
-    chosen: Sequence[PartPlan],
-    records: dict[str, PartRecord],
-    pool: ProcessPoolExecutor | None,
-) -> None:
-    """Reads the inputs of all parts that are to be made; raises DataError for the first fault, or without any text."""
-    parts = [part for part in chosen if part.file not in records]
-    num_documents = {file: record.part.num_documents for file, record in records.items()}
-    started = time.monotonic()
-    for part, count in run_all(pool, num_documents_of, parts):
-        num_documents[part.file] = count
-    if parts:
-        logger.info("read the inputs of %d parts in %.1f s: all sound", len(parts), time.monotonic() - started)
-    splits: tuple[tuple[Split, tuple[tuple[PartPlan, ...], ...]], ...] = (
-        ("train", plan.train),
-        ("validation", plan.validation),
-    )
-    for split, datasets in splits:
-        for number, dataset in enumerate(datasets):
-            # A shard that has read only some of a source cannot know.
-            if all(num_documents.get(part.file) == 0 for part in dataset):
-                raise _empty(split, number, (data.train if split == "train" else data.validation)[number].path)
 
 
 @dataclass(frozen=True)
@@ -172,50 +116,40 @@ class TrainingTexts:
     def __iter__(self) -> Iterator[str]:
         for part in self.parts:
             num_left = self.characters_per_part
-            for span in part.unit.spans:
-                for piece in read_pieces(span, part.format, part.text_field):
-                    yield piece.text if num_left is None else piece.text[:num_left]
-                    if num_left is not None and (num_left := num_left - len(piece.text)) <= 0:
-                        break
-                if num_left is not None and num_left <= 0:
+            for text in texts_of(part):
+                yield text if num_left is None else text[:num_left]
+                if num_left is not None and (num_left := num_left - len(text)) <= 0:
                     break
 
 
-def _tokenizer_source(data: DataConfig, plan: StorePlan) -> str:
-    """A hash of all that the tokenizer follows from; for the inputs, size and time stand for the contents."""
-    spans = [asdict(span) for part in plan.train_parts for span in part.unit.spans]
-    content = [data.tokenizer.model_dump(), data.format, data.fields.text, spans, TRAINING_CHARACTERS]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _current_tokenizer(store: Path, data: DataConfig, plan: StorePlan) -> Tokenizer | None:
+def _current_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer | None:
     """The store's tokenizer if it is the one that the configuration asks for, or would train from the inputs now."""
     path = store / TOKENIZER_NAME
-    if data.tokenizer.path is not None:
-        wanted = Tokenizer.load(Path(data.tokenizer.path))
+    if config.data.tokenizer.path is not None:
+        wanted = Tokenizer.load(Path(config.data.tokenizer.path))
         return wanted if path.exists() and Tokenizer.load(path).fingerprint == wanted.fingerprint else None
     try:
         source = json.loads((store / TOKENIZER_SOURCE_NAME).read_bytes())
-        return Tokenizer.load(path) if source == {"sha256": _tokenizer_source(data, plan)} else None
+        return Tokenizer.load(path) if source == {"sha256": tokenizer_source(config, plan, TRAINING_CHARACTERS)} else None
     except (OSError, ValueError, DataError):
         return None
 
 
-def _new_tokenizer(store: Path, data: DataConfig, plan: StorePlan) -> Tokenizer:
+def _new_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer:
     """Trains the tokenizer, or takes the one the configuration names, and puts it into the store."""
     path = store / TOKENIZER_NAME
     before = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
     started = time.monotonic()
-    if data.tokenizer.path is not None:
-        tokenizer = Tokenizer.load(Path(data.tokenizer.path))
+    if config.data.tokenizer.path is not None:
+        tokenizer = Tokenizer.load(Path(config.data.tokenizer.path))
     else:
         parts = plan.train_parts
-        limit = None if data.tokenizer.kind == "character" else max(1, TRAINING_CHARACTERS // len(parts))
-        logger.info("training a %s tokenizer on %s", data.tokenizer.kind, _training_extent(limit, len(parts)))
-        tokenizer = Tokenizer.train(data.tokenizer, TrainingTexts(parts, limit))
+        limit = None if config.data.tokenizer.kind == "character" else max(1, TRAINING_CHARACTERS // len(parts))
+        logger.info("training a %s tokenizer on %s", config.data.tokenizer.kind, _training_extent(limit, len(parts)))
+        tokenizer = Tokenizer.train(config.data.tokenizer, TrainingTexts(parts, limit))
     # The tokenizer first: were it interrupted in between, the next run would train it again.
     tokenizer.save(path)
-    write_atomically(store / TOKENIZER_SOURCE_NAME, json_bytes({"sha256": _tokenizer_source(data, plan)}))
+    write_atomically(store / TOKENIZER_SOURCE_NAME, json_bytes({"sha256": tokenizer_source(config, plan, TRAINING_CHARACTERS)}))
     seconds = time.monotonic() - started
     logger.info(
         "tokenizer of %d tokens, fingerprint %s, in %.1f s",
@@ -236,7 +170,7 @@ def _training_extent(limit: int | None, num_parts: int) -> str:
 
 def _make_parts(
     store: Path,
-    data: DataConfig,
+    config: Config,
     plan: StorePlan,
     chosen: Sequence[PartPlan],
     tokenizer: Tokenizer | None,
@@ -246,7 +180,9 @@ def _make_parts(
     store.mkdir(parents=True, exist_ok=True)
     # From here on until all parts are there the store is not whole, and must not look so.
     (store / MANIFEST_NAME).unlink(missing_ok=True)
-    tokenizer = tokenizer or _new_tokenizer(store, data, plan)
+    if config.task == "classification":
+        write_labels(store, plan, plan.train_parts[0].labels)
+    tokenizer = tokenizer or _new_tokenizer(store, config, plan)
     records = _whole_parts(store, chosen, tokenizer)
     missing = [part for part in chosen if part.file not in records]
     if records and missing:
@@ -274,7 +210,7 @@ def _write_parts(
     return records
 
 
-def _merge(store: Path, data: DataConfig, plan: StorePlan) -> None:
+def _merge(store: Path, config: Config, plan: StorePlan) -> None:
     """Makes a store of the parts that the shards wrote, which all must be there."""
     tokenizer, records, missing = _find_parts(store, plan)
     if missing:
@@ -284,18 +220,18 @@ def _merge(store: Path, data: DataConfig, plan: StorePlan) -> None:
             "run their shards again, or drumline prepare CONFIG for all that is missing"
         )
     _remove_unfinished(store)
-    _finish(store, data, plan, records, tokenizer)
+    _finish(store, config, plan, records, tokenizer)
 
 
-def _merge_if_last(store: Path, data: DataConfig, plan: StorePlan) -> None:
+def _merge_if_last(store: Path, config: Config, plan: StorePlan) -> None:
     """Of several shards that end at the same time more than one may do it: what they write is the same."""
     tokenizer, records, missing = _find_parts(store, plan)
     if missing:
         logger.info(
             "%s: %d of %d parts are not there yet: the last shard makes the store", store, len(missing), len(plan.parts)
         )
-    elif not _is_finished(store, data, plan, records, tokenizer):
-        _finish(store, data, plan, records, tokenizer)
+    elif not _is_finished(store, config, plan, records, tokenizer):
+        _finish(store, config, plan, records, tokenizer)
 
 
 def _find_parts(store: Path, plan: StorePlan) -> tuple[Tokenizer, dict[str, PartRecord], list[str]]:
@@ -305,58 +241,104 @@ def _find_parts(store: Path, plan: StorePlan) -> tuple[Tokenizer, dict[str, Part
     return tokenizer, records, [part.file for part in plan.parts if part.file not in records]
 
 
-def _finish(store: Path, data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> None:
-    _remove_stale(store, plan)
-    manifest = _manifest(data, plan, records, tokenizer)
+def _finish(store: Path, config: Config, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> None:
+    _remove_stale(store, config, plan)
+    manifest = _manifest(config, plan, records, tokenizer, _made_rows(store, config, plan, records, tokenizer))
     write_manifest(manifest, store)
+    unit = "documents" if plan.reading.is_of_documents else "records"
     for split in ("train", "validation"):
         documents, tokens = manifest.num_documents(split), manifest.num_tokens(split)
-        logger.info("%s: %s has %s documents, %s tokens", store, split, f"{documents:,}", f"{tokens:,}")
+        logger.info("%s: %s has %s %s, %s tokens", store, split, f"{documents:,}", unit, f"{tokens:,}")
+        if rows := [dataset.rows for dataset in manifest.datasets(split) if dataset.rows]:
+            pieces, num_rows = sum(each.num_pieces for each in rows), sum(each.num_rows for each in rows)
+            share = sum(each.num_real_tokens for each in rows) / sum(each.num_places for each in rows)
+            logger.info(
+                "%s: %s: %s samples in %s rows, %.1f%% real tokens", store, split, f"{pieces:,}", f"{num_rows:,}", 100 * share
+            )
 
 
-def _manifest(data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> StoreManifest:
+def _made_rows(
+    store: Path, config: Config, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer
+) -> dict[str, RowsFile]:
+    """The rows of all data sets by their files, where samples are packed by best fit."""
+    if config.packing != "best_fit":
+        return {}
+    made = {}
+    dtype = token_dtype(tokenizer.vocabulary_size).__name__
+    for dataset in (each for _, datasets in plan.splits for each in datasets):
+        parts = [records[part.file].part for part in dataset]
+        file, batches = _rows_file(dataset), open_parts(store, parts, dtype)
+        name = f"{store}: {Path(file).parent}"
+        is_stream = plan.reading.is_of_documents
+        data = token_stream(name, batches, tokenizer.end_of_text) if is_stream else RecordTable(name, batches)
+        made[file] = write_rows(store, file, config, tokenizer, data, rows_origin(config, tokenizer, parts))
+    return made
+
+
+def _rows_file(dataset: Sequence[PartPlan]) -> str:
+    return str(Path(dataset[0].file).with_name("rows.arrow"))
+
+
+def _manifest(
+    config: Config, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer, rows: dict[str, RowsFile]
+) -> StoreManifest:
     def dataset(path: str, weight: float | None, parts: Sequence[PartPlan]) -> Dataset:
         made = [records[part.file] for part in parts]
         inputs = tuple(each for record in made for each in record.inputs)
-        return Dataset(path, weight, tuple(record.part for record in made), inputs)
+        return Dataset(path, weight, tuple(record.part for record in made), inputs, rows.get(_rows_file(parts)))
 
+    data = config.data
     return StoreManifest(
         version=STORE_VERSION,
-        settings=store_settings(data),
+        settings=store_settings(config),
         tokenizer_fingerprint=tokenizer.fingerprint,
         vocabulary_size=tokenizer.vocabulary_size,
         end_of_text=tokenizer.end_of_text,
         token_dtype=token_dtype(tokenizer.vocabulary_size).__name__,
         train=tuple(dataset(s.path, s.weight, parts) for s, parts in zip(data.train, plan.train, strict=True)),
         validation=tuple(dataset(s.path, s.weight, parts) for s, parts in zip(data.validation, plan.validation, strict=True)),
+        labels=plan.parts[0].labels,
     )
 
 
-def _is_finished(store: Path, data: DataConfig, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> bool:
+def _is_finished(store: Path, config: Config, plan: StorePlan, records: dict[str, PartRecord], tokenizer: Tokenizer) -> bool:
     try:
-        return read_manifest(store) == _manifest(data, plan, records, tokenizer)
+        manifest = read_manifest(store)
     except DataError:
         return False
+    rows = {}
+    if config.packing == "best_fit":
+        for dataset in manifest.train + manifest.validation:
+            # Those of other parts or settings do not count, nor do those that are gone.
+            if dataset.rows is None or dataset.rows.origin != rows_origin(config, tokenizer, dataset.parts):
+                return False
+            path = store / dataset.rows.file
+            if not path.exists() or path.stat().st_size != dataset.rows.num_bytes:
+                return False
+            rows[dataset.rows.file] = dataset.rows
+    return manifest == _manifest(config, plan, records, tokenizer, rows)
 
 
 def _num_workers(parts: Sequence[PartPlan], num_processes: int | None) -> int:
     """As many as there are cores, but none besides this process for so little text that starting them takes longer."""
-    num_bytes = sum(span.end - span.begin for part in parts for span in part.unit.spans)
-    is_small = num_bytes < SMALL_BYTES and parts[0].format != "parquet" if parts else True
+    num_bytes = sum(span.num_bytes for part in parts for span in part.unit.spans)
+    is_small = num_bytes < SMALL_BYTES and parts[0].reading.format != "parquet" if parts else True
     return 1 if is_small else min(num_processes or num_cores(), len(parts))
 
 
-def _remove_stale(store: Path, plan: StorePlan) -> None:
-    """Removes parts of an earlier configuration."""
+def _remove_stale(store: Path, config: Config, plan: StorePlan) -> None:
+    """Removes parts and rows of an earlier configuration."""
     wanted = {store / part.file for part in plan.parts}
     wanted |= {path.with_suffix(".json") for path in wanted}
-    stale = [path for split in ("train", "validation") for path in store.glob(f"{split}/*/part-*") if path not in wanted]
-    _remove(store, stale)
+    if config.packing == "best_fit":
+        wanted |= {store / _rows_file(dataset) for _, datasets in plan.splits for dataset in datasets}
+    names = [f"{split}/*/{name}" for split in ("train", "validation") for name in ("part-*", "rows.arrow")]
+    _remove(store, [path for name in names for path in store.glob(name) if path not in wanted])
 
 
 def _remove_unfinished(store: Path) -> None:
     """Removes what an interrupted run left half written. Not while other shards may be at work: it could be theirs."""
-    _remove(store, list(store.glob("*.json.*.tmp")))
+    _remove(store, [*store.glob("*.json.*.tmp"), *store.glob("*/*/rows.arrow.*.tmp")])
 
 
 def _remove(store: Path, stale: Sequence[Path]) -> None:

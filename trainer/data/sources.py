@@ -30,7 +30,8 @@ class Span:
     """A range of one input file: bytes `begin` to `end` of it, in Parquet rows.
 
     In formats of lines both ends are at the start of a line. `size` and `modified_ns` are those of the whole file when
-    the work was divided. `ends_document` belongs to running text, where one document may take several spans.
+    the work was divided. `ends_document` belongs to running text, where one document may take several spans. `target` is
+    the span whose lines are the translations of this one's, where two files go side by side.
     """
 
     path: str
@@ -39,6 +40,17 @@ class Span:
     begin: int
     end: int
     ends_document: bool = True
+    target: Span | None = None
+
+    @property
+    def files(self) -> tuple[Span, ...]:
+        """The spans of single files that this one consists of."""
+        return (self,) if self.target is None else (self, self.target)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of Parquet, whose spans count rows, this means nothing."""
+        return sum(span.end - span.begin for span in self.files)
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,10 @@ class Unit:
     """The spans that become one part of the store, in order."""
 
     spans: tuple[Span, ...]
+
+    @property
+    def files(self) -> tuple[Span, ...]:
+        return tuple(file for span in self.spans for file in span.files)
 
 
 def compression_of(path: str) -> str | None:
@@ -58,31 +74,54 @@ def plan_units(source: SourceConfig, file_format: str, key: str) -> list[Unit]:
     `key` names the source in complaints, as in "data.train[0]". Raises DataError for files that are not there or cannot
     be divided as `begin` and `end` ask for.
     """
-    spans = [span for path in find_files(source.path, key) for span in _spans(path, source, file_format, key)]
+    paths = find_files(source.path, f"{key}.path")
+    if source.target_path is not None:
+        spans = list(_pairs(paths, source, key))
+    else:
+        spans = [span for path in paths for span in _spans(path, source, file_format, key)]
     return list(_group(spans, file_format))
 
 
 def find_files(pattern: str, key: str) -> list[str]:
-    """The files that a path or glob (`**` for any depth) stands for, sorted by name."""
+    """The files that a path or glob (`**` for any depth) stands for, sorted by name; `key` is where the path stands."""
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
-        raise DataError(f"{key}.path: {pattern} is a folder; write which files of it, as in {pattern.rstrip('/')}/*.txt")
+        raise DataError(f"{key}: {pattern} is a folder; write which files of it, as in {pattern.rstrip('/')}/*.txt")
     if os.path.exists(expanded):
         return [expanded]
     found = sorted(path for path in glob.glob(expanded, recursive=True) if os.path.isfile(path))
     if not found:
         reason = "no file matches" if glob.has_magic(expanded) else "no such file:"
-        raise DataError(f"{key}.path: {reason} {pattern} (looked in {Path.cwd()}); check the path")
+        raise DataError(f"{key}: {reason} {pattern} (looked in {Path.cwd()}); check the path")
     return found
+
+
+def _pairs(paths: Sequence[str], source: SourceConfig, key: str) -> Iterator[Span]:
+    """Each file whole, with the one that its translations are in: which lines belong together only counting tells."""
+    targets = find_files(source.target_path or "", f"{key}.target_path")
+    if len(paths) != len(targets):
+        raise DataError(
+            f"{key}: {len(paths)} files match {source.path} and {len(targets)} match {source.target_path}; "
+            "each needs its own: check both paths"
+        )
+    for path, target_path in zip(paths, targets, strict=True):
+        status, target_status = _status(path, f"{key}.path"), _status(target_path, f"{key}.target_path")
+        if status.st_size or target_status.st_size:
+            target = Span(target_path, target_status.st_size, target_status.st_mtime_ns, 0, target_status.st_size)
+            yield Span(path, status.st_size, status.st_mtime_ns, 0, status.st_size, target=target)
+
+
+def _status(path: str, key: str) -> os.stat_result:
+    try:
+        with open(path, "rb"):
+            return os.stat(path)
+    except OSError as error:
+        raise DataError(f"{key}: {path} cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _spans(path: str, source: SourceConfig, file_format: str, key: str) -> Iterator[Span]:
     """The spans of one file, in order; none where it has nothing."""
-    try:
-        with open(path, "rb"):
-            status = os.stat(path)
-    except OSError as error:
-        raise DataError(f"{key}.path: {path} cannot be read ({error.strerror}); check its permissions") from None
+    status = _status(path, f"{key}.path")
     whole = (source.begin, source.end) == (0.0, 1.0)
     if compression_of(path) and file_format != "parquet":
         if not whole:
@@ -153,7 +192,7 @@ def _group(spans: Sequence[Span], file_format: str) -> Iterator[Unit]:
     num_bytes = 0
     for span in spans:
         # The bytes of a Parquet span are not known here; its whole file's serve where that is small.
-        span_bytes = min(span.size, UNIT_BYTES) if file_format == "parquet" else span.end - span.begin
+        span_bytes = min(span.size, UNIT_BYTES) if file_format == "parquet" else span.num_bytes
         if group and num_bytes + span_bytes > UNIT_BYTES:
             yield Unit(tuple(group))
             group, num_bytes = [], 0

@@ -1,37 +1,49 @@
-"""Text to token ids and back: trained here, or read from a `tokenizer.json`. Everything about one is in that file."""
+"""Text to token ids and back: trained here, or read from elsewhere. Everything about one is in its `tokenizer.json`.
+
+V: vocabulary.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from trainer.config import TokenizerConfig
+from trainer.data.tokenizer_files import read_tokenizer
+from trainer.data.tokenizer_training import END_OF_TEXT, UNKNOWN_CHARACTER, train_model
 from trainer.errors import DataError
 from trainer.files import write_atomically
 
-END_OF_TEXT = "<|endoftext|>"
-UNKNOWN_CHARACTER = "<unknown>"
-BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", END_OF_TEXT)
-
-# Of a script with more characters the rarer ones become [UNK]; the limit is that of BERT's own trainer.
-MAXIMUM_ALPHABET = 1_000
-
-# What tokenizers from elsewhere call the token that ends a document, the most telling first.
+# What tokenizers from elsewhere call the token that ends a document, the most telling first; and the others.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+BEGIN_NAMES = ("[CLS]", "<s>", "<|begin_of_text|>", "<bos>")
+SEPARATOR_NAMES = ("[SEP]", "</s>")
+PADDING_NAMES = ("[PAD]", "<pad>")
+MASK_NAMES = ("[MASK]", "<mask>")
+UNKNOWN_NAMES = ("[UNK]", "<unk>", UNKNOWN_CHARACTER)
 
-# The trainer takes its texts in blocks of 256 and holds one block in memory; cut short, these stay small, and the words
-# it counts are the same.
-TRAINING_TEXT_LENGTH = 16 * 2**10
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The numbers of the tokens that stand for no text. Those that a tokenizer lacks are `end_of_text`; `mask` and
+    `unknown`, for which nothing else can stand, None."""
+
+    end_of_text: int
+    begin: int
+    separator: int
+    padding: int
+    mask: int | None
+    unknown: int | None
 
 
 @dataclass(frozen=True)
@@ -40,34 +52,25 @@ class Tokenizer:
 
     json_text: str = field(repr=False)
     vocabulary_size: int
-    end_of_text: int
+    specials: SpecialTokens
     fingerprint: str
     _model: tokenizers.Tokenizer = field(repr=False, compare=False)
 
+    @property
+    def end_of_text(self) -> int:
+        return self.specials.end_of_text
+
     @staticmethod
     def train(config: TokenizerConfig, documents: Iterable[str]) -> Tokenizer:
-        """Trains a tokenizer of the kind that `config` says; the same texts always give the same one.
-
-        WordPiece goes through the texts twice, so an iterator that is used up by the first time will not do.
-        """
-        assert iter(documents) is not documents
-        if config.kind == "character":
-            model = _train_character(documents)
-        elif config.kind == "wordpiece":
-            model = _train_wordpiece(documents, config.vocabulary_size or 0)
-        else:
-            model = _train_bpe(documents, config.vocabulary_size or 0)
-        return _from_json(model.to_str(pretty=True), "the tokenizer just trained")
+        """Trains a tokenizer of the kind that `config` says; the same texts, which are gone through more than once,
+        always give the same one."""
+        return _from_json(train_model(config, documents).to_str(pretty=True), "the tokenizer just trained")
 
     @staticmethod
     def load(path: Path) -> Tokenizer:
-        """Reads a `tokenizer.json`; raises DataError where that is not one or has no token that ends a document."""
-        try:
-            json_text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise DataError(f"{path}: cannot be read as a tokenizer.json ({reason}); check the path") from None
-        return _from_json(json_text, str(path))
+        """Reads a `tokenizer.json`, or the folder of one or of older vocabulary files; raises DataError where there is no
+        such thing or it has no token that ends a document."""
+        return _from_json(read_tokenizer(path), str(path))
 
     def save(self, path: Path) -> None:
         write_atomically(path, self.json_text.encode())
@@ -81,10 +84,71 @@ class Tokenizer:
         encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a text, and of each the characters it stands for, begin and end, without spaces before them."""
+        encoding = self._model.encode(text, add_special_tokens=False)
+        return encoding.ids, [_trimmed(text, begin, end) for begin, end in encoding.offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; special tokens have none."""
         text: str = self._model.decode(list(ids), skip_special_tokens=True)
         return text
+
+    @cached_property
+    def continues_word(self) -> npt.NDArray[np.bool_]:
+        """Which tokens [V] go on with a word that an earlier one began: "##ing" of WordPiece; of byte-level and
+        SentencePiece vocabularies those that begin with a letter or digit and no space."""
+        content = json.loads(self.json_text)
+        special = {token["id"] for token in content.get("added_tokens", ()) if token["special"]}
+        continues = _continuation(content)
+        result = np.zeros(self.vocabulary_size, np.bool_)
+        for token, number in self._model.get_vocab(with_added_tokens=True).items():
+            result[number] = number not in special and continues(token)
+        return result
+
+
+class _Continuation:
+    """Says of a token whether it goes on with a word, as the vocabulary's kind has it."""
+
+    def __init__(self, prefix: str | None, bytes_by_character: dict[str, int] | None, never: bool) -> None:
+        self._prefix, self._bytes_by_character, self._never = prefix, bytes_by_character, never
+
+    def __call__(self, token: str) -> bool:
+        if self._never:
+            return False
+        if self._prefix:
+            return token.startswith(self._prefix) and token != self._prefix
+        if self._bytes_by_character is not None:
+            data = bytes(self._bytes_by_character.get(character, 0x20) for character in token)
+            token = data.decode(errors="replace")
+        elif len(token) == 6 and token.startswith("<0x"):
+            return token[3] in "89ABCDEF"  # A byte of a character of several, of which all stay together.
+        # Letters, digits, marks that go with them, and characters that are not complete.
+        return bool(token) and (unicodedata.category(token[0])[0] in "LNM" or token[0] == "\ufffd")
+
+
+def _continuation(content: dict[str, Any]) -> _Continuation:
+    kind = content["model"]["type"]
+    pre_tokenizer = json.dumps(content.get("pre_tokenizer"))
+    prefix = content["model"].get("continuing_subword_prefix") or None
+    if "ByteLevel" in pre_tokenizer or "ByteLevel" in json.dumps(content.get("decoder")):
+        return _Continuation(prefix, _bytes_by_character(), never=False)
+    # Words of a word-level vocabulary are whole, unless its words are single characters.
+    return _Continuation(prefix, None, never=kind == "WordLevel" and "Isolated" not in pre_tokenizer)
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """Which byte each character of a byte-level vocabulary stands for: Latin-1's visible characters for themselves, the
+    characters from U+0100 on for the other bytes, in order (Radford et al. 2019, `bytes_to_unicode`)."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)) - set(visible))
+    return {chr(byte): byte for byte in visible} | {chr(0x100 + number): byte for number, byte in enumerate(others)}
+
+
+def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
+    while begin < end and text[begin].isspace():
+        begin += 1
+    return begin, end
 
 
 def _from_json(json_text: str, name: str) -> Tokenizer:
@@ -96,95 +160,29 @@ def _from_json(json_text: str, name: str) -> Tokenizer:
     model.no_truncation()
     model.no_padding()
     model.encode_special_tokens = True
-    found = [number for token in END_OF_TEXT_NAMES if (number := model.token_to_id(token)) is not None]
-    if not found:
-        raise DataError(f"{name}: has no token that ends a document; looked for {', '.join(END_OF_TEXT_NAMES)}: add one")
     # Tokens that were added later may leave gaps: what counts is how many rows the embedding needs.
     vocabulary_size = max(model.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(json_text, vocabulary_size, found[0], hashlib.sha256(canonical.encode()).hexdigest(), model)
+    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    return Tokenizer(json_text, vocabulary_size, _specials(model, name), fingerprint, model)
 
 
-def _train_bpe(documents: Iterable[str], vocabulary_size: int) -> tokenizers.Tokenizer:
-    """Byte-level byte-pair encoding with GPT-2's rule for words (Radford et al. 2019): any text can be encoded."""
-    model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+def _specials(model: tokenizers.Tokenizer, name: str) -> SpecialTokens:
+    def find(names: Sequence[str]) -> int | None:
+        return next((number for token in names if (number := model.token_to_id(token)) is not None), None)
+
+    end_of_text = find(END_OF_TEXT_NAMES)
+    if end_of_text is None:
+        raise DataError(f"{name}: has no token that ends a document; looked for {', '.join(END_OF_TEXT_NAMES)}: add one")
+
+    def find_or_end(names: Sequence[str]) -> int:
+        number = find(names)
+        return end_of_text if number is None else number
+
+    return SpecialTokens(
+        end_of_text=end_of_text,
+        begin=find_or_end(BEGIN_NAMES),
+        separator=find_or_end(SEPARATOR_NAMES),
+        padding=find_or_end(PADDING_NAMES),
+        mask=find(MASK_NAMES),
+        unknown=find(UNKNOWN_NAMES),
     )
-    model.train_from_iterator(_cut_short(documents), trainer)
-    return model
-
-
-def _train_wordpiece(documents: Iterable[str], vocabulary_size: int) -> tokenizers.Tokenizer:
-    """WordPiece as BERT has it, cased (Devlin et al. 2019, arXiv:1810.04805).
-
-    The trainer numbers characters within words ("##a") as it meets them in a hash table and breaks ties by number, so
-    that no two trainings agree. Given beforehand, as if they were special tokens, they have a fixed number.
-    """
-    normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    alphabet = _alphabet(documents, normalizer, min(MAXIMUM_ALPHABET, vocabulary_size // 4))
-    inner = [f"##{character}" for character in alphabet if len(pre_tokenizer.pre_tokenize_str(f"a{character}a")) == 1]
-    learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizer
-    learner.pre_tokenizer = pre_tokenizer
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[*BERT_SPECIAL_TOKENS, *inner],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    learner.train_from_iterator(_cut_short(documents), trainer)
-    model = tokenizers.Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
-    model.add_special_tokens(list(BERT_SPECIAL_TOKENS))
-    model.normalizer = normalizer
-    model.pre_tokenizer = pre_tokenizer
-    model.decoder = decoders.WordPiece()
-    return model
-
-
-def _alphabet(documents: Iterable[str], normalizer: normalizers.Normalizer, limit: int) -> list[str]:
-    """The most frequent characters (of equally frequent ones those of lower code point), in order of code point."""
-    counts = Counter[str]()
-    for text in documents:
-        counts.update(text)
-    normalized = Counter[str]()
-    for character, count in counts.items():
-        for result in normalizer.normalize_str(character).split():
-            normalized[result] += count
-    return sorted(sorted(normalized, key=lambda character: (-normalized[character], character))[:limit])
-
-
-def _train_character(documents: Iterable[str]) -> tokenizers.Tokenizer:
-    """A token for each character there is, in the order of their code points, then the two special ones."""
-    characters: set[str] = set()
-    for text in documents:
-        characters.update(text)
-    vocabulary = {character: number for number, character in enumerate(sorted(characters))}
-    for special in (UNKNOWN_CHARACTER, END_OF_TEXT):
-        vocabulary[special] = len(vocabulary)
-    model = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_CHARACTER))
-    model.add_special_tokens([UNKNOWN_CHARACTER, END_OF_TEXT])
-    model.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    model.decoder = decoders.Fuse()
-    return model
-
-
-def _cut_short(documents: Iterable[str]) -> Iterator[str]:
-    """Cuts long texts after line ends (or, in a line that is longer, anywhere)."""
-    return chain.from_iterable(_short_texts(text) for text in documents)
-
-
-def _short_texts(text: str) -> Iterator[str]:
-    begin = 0
-    while begin < len(text):
-        end = len(text)
-        if end - begin > TRAINING_TEXT_LENGTH:
-            end = text.rfind("\n", begin, begin + TRAINING_TEXT_LENGTH) + 1 or begin + TRAINING_TEXT_LENGTH
-        yield text[begin:end]
-        begin = end

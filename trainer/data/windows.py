@@ -5,9 +5,9 @@ B: samples of a batch, T: sequence length. A target of -1 does not count; a samp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,18 @@ Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Feature:
+    """The shape of one sample's tensor, always the same, and its type."""
+
+    shape: tuple[int, ...]
+    dtype: type[np.int32] | type[np.float32] = np.int32
+
+
+Features = Mapping[str, Feature]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
 class Samples(Protocol):
     """A finite set of samples that can be read in any order."""
 
@@ -28,10 +40,16 @@ class Samples(Protocol):
     def num_samples(self) -> int: ...
 
     @property
-    def sequence_length(self) -> int: ...
+    def features(self) -> Features:
+        """What a sample consists of, by name."""
+        ...
 
-    def gather(self, indices: Int64Array) -> tuple[Int32Array, Int32Array]:
-        """Reads the samples `indices` [B]: inputs [B, T] and targets [B, T]."""
+    def gather(self, indices: Int64Array, draws: Int64Array) -> Arrays:
+        """Reads the samples `indices` [B]: for each feature an array [B, *shape]; an index of -1 asks for padding.
+
+        What is random in a sample (augmentation, masking) is a function of `draws` [B]: in training the sample's place in
+        the run's order, so that each epoch brings something new; in evaluation its index, so that it is always the same.
+        """
         ...
 
 
@@ -77,6 +95,11 @@ class TokenStream:
         return np.concatenate([*ends, np.zeros(0, np.int64)]).astype(np.int64)
 
 
+def language_features(sequence_length: int) -> Features:
+    """Inputs, and as targets the tokens that follow."""
+    return {"inputs": Feature((sequence_length,)), "targets": Feature((sequence_length,))}
+
+
 class PackedWindows:
     """Sample i is the tokens from i*T on, whatever documents they belong to: no position is wasted."""
 
@@ -90,14 +113,19 @@ class PackedWindows:
                 "give more text or a smaller data.sequence_length"
             )
 
-    def gather(self, indices: Int64Array) -> tuple[Int32Array, Int32Array]:
+    @property
+    def features(self) -> Features:
+        return language_features(self.sequence_length)
+
+    def gather(self, indices: Int64Array, draws: Int64Array) -> Arrays:
         length = self.sequence_length
         tokens = np.full((len(indices), length + 1), self._stream.end_of_text, np.int32)
         for row, index in zip(tokens, indices.tolist(), strict=True):
             if index >= 0:
                 self._stream.read_into(row, index * length)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        return np.ascontiguousarray(inputs), np.where(indices[:, None] >= 0, targets, np.int32(NOT_COUNTED))
+        targets = np.where(indices[:, None] >= 0, targets, np.int32(NOT_COUNTED))
+        return {"inputs": np.ascontiguousarray(inputs), "targets": targets}
 
 
 class DocumentWindows:
@@ -118,7 +146,11 @@ class DocumentWindows:
         if self.num_samples == 0:
             raise DataError(f"{stream.name}: has no document of two tokens or more; give more text")
 
-    def gather(self, indices: Int64Array) -> tuple[Int32Array, Int32Array]:
+    @property
+    def features(self) -> Features:
+        return language_features(self.sequence_length)
+
+    def gather(self, indices: Int64Array, draws: Int64Array) -> Arrays:
         length = self.sequence_length
         inputs = np.full((len(indices), length), self._stream.end_of_text, np.int32)
         targets = np.full((len(indices), length), NOT_COUNTED, np.int32)
@@ -133,4 +165,4 @@ class DocumentWindows:
             self._stream.read_into(tokens, begin)
             inputs[row, :num_targets] = tokens[:-1]
             targets[row, :num_targets] = tokens[1:]
-        return inputs, targets
+        return {"inputs": inputs, "targets": targets}

@@ -1,7 +1,7 @@
 """The blocks that all model families are built from, as pure functions of weights and activations.
 
-Axes in names: B batch, T time (tokens), S time of keys (cache), D width, H query heads, K key/value heads, W width of a head,
-F width of the feed-forward layer, V vocabulary.
+Axes in names: B batch, T time (tokens), S time of keys (cache, source), D width, H query heads, K key/value heads, W width of a
+head, F width of the feed-forward layer, V vocabulary, R buckets of relative positions.
 """
 
 from __future__ import annotations
@@ -41,11 +41,15 @@ def embed(table_VD: tf.Tensor, tokens_BT: tf.Tensor) -> tf.Tensor:
     return tf.gather(table_VD, tokens_BT), gradient
 
 
-def linear(weights: Weights, name: str, x_BTD: tf.Tensor) -> tf.Tensor:
-    """x @ kernel + bias, as one matrix product over all rows."""
+def linear(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) -> tf.Tensor:
+    """x @ kernel + bias, as one matrix product over all rows; and where there is a low-rank pair, x @ down @ up beside it,
+    times alpha / rank (Hu et al. 2022, arXiv:2106.09685)."""
     kernel = weights[f"{name}.kernel"]
-    shape = [*_shape(x_BTD)[:-1], kernel.shape[1]]
-    y = tf.matmul(tf.reshape(x_BTD, (-1, kernel.shape[0])), kernel)
+    shape = [*sizes(x_BTD)[:-1], kernel.shape[1]]
+    x = tf.reshape(x_BTD, (-1, kernel.shape[0]))
+    y = tf.matmul(x, kernel)
+    if model.lora is not None and f"{name}.lora_down" in weights:
+        y += tf.matmul(tf.matmul(x, weights[f"{name}.lora_down"]), weights[f"{name}.lora_up"]) * model.lora.scale
     if f"{name}.bias" in weights:
         y = tf.nn.bias_add(y, weights[f"{name}.bias"])
     return tf.reshape(y, shape)
@@ -100,10 +104,10 @@ def rotate(x_BHTW: tf.Tensor, positions_BT: tf.Tensor, base: float) -> tf.Tensor
 def queries_keys_values(
     model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor, positions_BT: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Queries [B, H, T, W], keys and values [B, K, T, W], positions applied."""
+    """Queries [B, H, T, W], keys and values [B, K, T, W], rotary positions applied."""
     width, heads, pairs = model.head_width, model.num_heads, model.key_value_heads
-    batch, time = _shape(x_BTD)[:2]
-    joint = linear(weights, f"{name}.query_key_value", x_BTD)
+    batch, time = sizes(x_BTD)[:2]
+    joint = linear(model, weights, f"{name}.query_key_value", x_BTD)
     if heads == pairs:
         query, key, value = tf.unstack(tf.transpose(tf.reshape(joint, (batch, time, 3, heads, width)), (2, 0, 3, 1, 4)))
     else:
@@ -112,6 +116,22 @@ def queries_keys_values(
     if model.positions == "rotary":
         query, key = (rotate(part, positions_BT, model.rotary_base) for part in (query, key))
     return query, key, value
+
+
+def cross_queries(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) -> tf.Tensor:
+    """Queries [B, H, T, W] to another sequence. Where they stand says nothing about it: no positions are applied."""
+    query = linear(model, weights, f"{name}.query", x_BTD)
+    batch, time = sizes(x_BTD)[:2]
+    return tf.transpose(tf.reshape(query, (batch, time, model.num_heads, model.head_width)), (0, 2, 1, 3))
+
+
+def cross_keys_values(model: ModelConfig, weights: Weights, name: str, encoded_BSD: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Keys and values [B, K, S, W] of the sequence that is looked at."""
+    joint = linear(model, weights, f"{name}.key_value", encoded_BSD)
+    batch, time = sizes(encoded_BSD)[:2]
+    joint = tf.reshape(joint, (batch, time, 2, model.key_value_heads, model.head_width))
+    key, value = tf.unstack(tf.transpose(joint, (2, 0, 3, 1, 4)))
+    return key, value
 
 
 def attend(
@@ -123,16 +143,19 @@ def attend(
     dropout_key: DropoutKey | None = None,
     site: int = 0,
 ) -> tf.Tensor:
-    """Scaled dot-product attention [B, T, D]; query heads that share a key head are computed in one product.
+    """Dot-product attention [B, T, H W]; query heads that share a key head are computed in one product.
 
     `mask_TS`, float32, is added to the scores: 0 where a query may look, a large negative number elsewhere; [T, S], or
-    [B, 1, T, S] where rows differ. The softmax is float32.
+    [B, 1, T, S] where rows differ, or [B, H, T, S] with a bias of relative positions. The softmax is float32. Scores are
+    scaled by W^-0.5, but for T5, which leaves that to its queries' weights (Raffel et al. 2020, arXiv:1910.10683).
     """
-    batch, heads, time, width = _shape(query_BHTW)
+    batch, heads, time, width = sizes(query_BHTW)
     groups = heads // model.key_value_heads
     grouped = (batch, model.key_value_heads, groups * time, width)
     query = tf.reshape(query_BHTW, grouped) if groups > 1 else query_BHTW
-    scores = tf.cast(tf.matmul(query, key_BKSW, transpose_b=True), tf.float32) * width**-0.5
+    scores = tf.cast(tf.matmul(query, key_BKSW, transpose_b=True), tf.float32)
+    if model.family != "t5":
+        scores *= width**-0.5
     if groups > 1:
         scores = tf.reshape(scores, (batch, heads, time, -1))
     probabilities = tf.cast(tf.nn.softmax(scores + mask_TS), value_BKSW.dtype)
@@ -145,21 +168,128 @@ def attend(
     return tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), (batch, time, heads * width))
 
 
-def feed_forward(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) -> tf.Tensor:
-    """Two matrices with GELU between them (the tanh form that GPT-2 uses), or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
-    hidden = linear(weights, f"{name}.up", x_BTD)
-    if model.activation == "swiglu":
+def feed_forward(
+    model: ModelConfig,
+    weights: Weights,
+    name: str,
+    x_BTD: tf.Tensor,
+    dropout_key: DropoutKey | None = None,
+    site: int = 0,
+) -> tf.Tensor:
+    """Two matrices with the activation between them; where it has a gate, the first is two side by side, of which the
+    activated one multiplies the other (Shazeer 2020, arXiv:2002.05202). With a key there is dropout before the second."""
+    hidden = linear(model, weights, f"{name}.up", x_BTD)
+    if model.is_gated:
         gate, up = tf.split(hidden, 2, -1)
-        return linear(weights, f"{name}.down", tf.nn.silu(gate) * up)
-    return linear(weights, f"{name}.down", tf.nn.gelu(hidden, approximate=True))
+        hidden = activate(model, gate) * up
+    else:
+        hidden = activate(model, hidden)
+    hidden = dropout(hidden, model.dropout, dropout_key, site)
+    return linear(model, weights, f"{name}.down", hidden)
 
 
-def causal_mask(time: int) -> tf.Tensor:
+def activate(model: ModelConfig, x: tf.Tensor) -> tf.Tensor:
+    """The activation function, or that of its gate. GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in the tanh form
+    that GPT-2 and T5 use, or exactly, as BERT has it."""
+    match model.activation:
+        case "gelu" | "gated_gelu":
+            return tf.nn.gelu(x, approximate=True)
+        case "gelu_erf":
+            return tf.nn.gelu(x, approximate=False)
+        case "relu":
+            return tf.nn.relu(x)
+        case "swiglu":
+            return tf.nn.silu(x)
+
+
+def token_scores(x_BTD: tf.Tensor, table_VD: tf.Tensor) -> tf.Tensor:
+    """Scores over the vocabulary; float32 whatever the precision of the products, since a softmax over them follows."""
+    scores = tf.matmul(tf.reshape(x_BTD, (-1, table_VD.shape[1])), table_VD, transpose_b=True)
+    return tf.reshape(tf.cast(scores, tf.float32), (-1, sizes(x_BTD)[1], table_VD.shape[0]))
+
+
+def causal_mask(time: int | tf.Tensor) -> tf.Tensor:
     """[T, T] float32: a token sees itself and what came before it."""
+    if isinstance(time, tf.Tensor):
+        return tf.where(tf.range(time)[None] > tf.range(time)[:, None], MASKED, 0.0)
     return tf.constant(np.triu(np.full((time, time), MASKED, np.float32), 1))
 
 
-def _shape(x: tf.Tensor) -> list[int | tf.Tensor]:
+def segment_mask(query_segments_BT: tf.Tensor, key_segments_BS: tf.Tensor) -> tf.Tensor:
+    """[B, 1, T, S] float32: a token sees those of its own text, and padding (segment 0) is never seen."""
+    same = (query_segments_BT[:, :, None] == key_segments_BS[:, None, :]) & (key_segments_BS[:, None, :] > 0)
+    return tf.where(same, 0.0, MASKED)[:, None]
+
+
+def learned_positions(weights: Weights, time: int | tf.Tensor, positions_BT: tf.Tensor | None) -> tf.Tensor:
+    """Rows of the table of positions: [T, D] where all rows of the batch count from 0, [B, T, D] where positions are given."""
+    table = weights["position_embedding"]
+    return table[:time] if positions_BT is None else embed(table, positions_BT)
+
+
+def sinusoidal_positions(positions_BT: tf.Tensor, width: int) -> tf.Tensor:
+    """Sines, then cosines, of the positions at geometrically falling frequencies (Vaswani et al. 2017, arXiv:1706.03762,
+    section 3.5; there they alternate, which is the same to a matrix): float32 [B, T, D]."""
+    half = (width + 1) // 2
+    frequencies = tf.constant(10_000.0 ** (-np.arange(half) / half), tf.float32)
+    angles = tf.cast(positions_BT, tf.float32)[:, :, None] * frequencies
+    return tf.concat([tf.sin(angles), tf.cos(angles)], -1)[:, :, :width]
+
+
+def relative_buckets(model: ModelConfig, distances: np.ndarray, *, causal: bool) -> np.ndarray:
+    """The bucket of each distance (place of the key less place of the query), int32: one for each short distance, and
+    logarithmically wider ones up to `relative_distance`, beyond which all are in the last (Raffel et al. 2020, section 2.1).
+
+    Causal, all buckets are for keys that lie before; else half of them, and half for those after. The logarithm is float32,
+    as in Mesh TensorFlow's `_relative_position_bucket`: elsewhere a distance at a bucket's edge might fall to the other side.
+    """
+    num_buckets = model.relative_buckets if causal else model.relative_buckets // 2
+    offsets = 0 if causal else np.where(distances > 0, num_buckets, 0)
+    away = np.maximum(-distances, 0) if causal else np.abs(distances)
+    num_exact = num_buckets // 2
+    steps = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(num_exact))
+    steps = steps / np.float32(math.log(model.relative_distance / num_exact)) * np.float32(num_buckets - num_exact)
+    wide = np.minimum(num_exact + steps.astype(np.int32), num_buckets - 1)
+    return (offsets + np.where(away < num_exact, away, wide)).astype(np.int32)
+
+
+def relative_bias(
+    model: ModelConfig, table_RH: tf.Tensor, query_places_T: tf.Tensor, key_places_S: tf.Tensor, *, causal: bool
+) -> tf.Tensor:
+    """What T5 adds to the scores of each head, by how far a key's place in the row is from the query's: float32 [H, T, S].
+
+    It is the same for all rows, also where texts are packed: within a text distances are what they are alone.
+    """
+    farthest = model.relative_distance  # beyond it all are in one bucket
+    buckets = tf.constant(relative_buckets(model, np.arange(-farthest, farthest + 1), causal=causal))
+    distances_TS = tf.clip_by_value(key_places_S[None] - query_places_T[:, None], -farthest, farthest)
+    bias_TSH = embed(table_RH, tf.gather(buckets, distances_TS + farthest))
+    return tf.cast(tf.transpose(bias_TSH, (2, 0, 1)), tf.float32)
+
+
+def write_places(cached_BKSW: tf.Tensor, new_BKTW: tf.Tensor, place: tf.Tensor | int) -> tf.Tensor:
+    """A cache with `new_BKTW` in the places from `place` on. One token may go to any place, several only to a place that is
+    known when the graph is built: so the cache's shape stays as static as it was."""
+    if new_BKTW.shape[2] == 1:
+        return tf.where(tf.range(sizes(cached_BKSW)[2])[:, None] == place, new_BKTW, cached_BKSW)
+    assert isinstance(place, int)
+    end = place + sizes(new_BKTW)[2]
+    return tf.concat([cached_BKSW[:, :, :place], new_BKTW, cached_BKSW[:, :, end:]], 2)
+
+
+def cache_masks(mask_BS: tf.Tensor, is_padding_BT: tf.Tensor, place: tf.Tensor | int) -> tuple[tf.Tensor, tf.Tensor]:
+    """A cache's mask once T more tokens stand in the places from `place` on, and what each of them may look at,
+    [B, 1, T, S]: itself and what came before it, but no padding."""
+    mask_BT = tf.where(is_padding_BT, MASKED, 0.0)
+    mask_BS = tf.squeeze(write_places(mask_BS[:, None, :, None], mask_BT[:, None, :, None], place), (1, 3))
+    places = tf.range(sizes(is_padding_BT)[1]) + place
+    later_TS = tf.where(tf.range(sizes(mask_BS)[1])[None] > places[:, None], MASKED, 0.0)
+    return mask_BS, mask_BS[:, None, None, :] + later_TS
+
+
+def sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
     """Static sizes where they are known, dynamic ones elsewhere."""
+    if x.shape.is_fully_defined():
+        return list(x.shape)
     dynamic = tf.shape(x)
     return [dynamic[axis] if size is None else size for axis, size in enumerate(x.shape)]

@@ -11,11 +11,11 @@ import numpy as np
 
 from trainer.config import Config
 from trainer.evaluate import Result
-from trainer.models.parameters import flops_per_token
 from trainer.monitor.throughput import peak_flops_per_second, peak_memory_bytes
 from trainer.monitor.writers import ConsoleWriter, JsonLinesWriter, TensorBoardWriter, Writer
 from trainer.run_directory import RunDirectory
 from trainer.sizes import Sizes
+from trainer.tasks.parameters import run_flops_per_token
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Monitor:
     def __init__(self, config: Config, sizes: Sizes, num_devices: int, writers: Sequence[Writer]) -> None:
         self._config = config
         self._writers = writers
-        self._flops_per_token = flops_per_token(config.model, sizes.vocabulary_size, config.data.sequence_length)
+        self._flops_per_token = run_flops_per_token(config, sizes)
         peak, self.peak_source = peak_flops_per_second(config.train.precision) if writers else (math.inf, "")
         self.peak_flops_per_second = peak * num_devices
         self._num_skipped = 0

@@ -5,6 +5,9 @@ Axes: N things that are counted, V classes or tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import tensorflow as tf
 
 
@@ -23,3 +26,22 @@ def token_loss_sums(logits: tf.Tensor, targets: tf.Tensor, smoothing: float = 0.
         even_N = tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_mean(logits_NV, -1)
         losses_N = (1.0 - smoothing) * losses_N + smoothing * even_N
     return tf.reduce_sum(losses_N * counted_N), tf.reduce_sum(counted_N)
+
+
+def num_right(logits: tf.Tensor, targets: tf.Tensor) -> dict[str, tf.Tensor]:
+    """By row, how many targets that count are the likeliest, and how many count: `right` and `all`, int32 [B].
+
+    `logits` float32 [B, ..., V]; `targets` int32 [B, ...], of which -1 does not count.
+    """
+    is_counted = targets >= 0
+    is_right = is_counted & (tf.argmax(logits, -1, output_type=tf.int32) == targets)
+    axes = list(range(1, len(targets.shape)))
+    return {
+        "right": tf.reduce_sum(tf.cast(is_right, tf.int32), axes),
+        "all": tf.reduce_sum(tf.cast(is_counted, tf.int32), axes),
+    }
+
+
+def share_right(outputs: Mapping[str, np.ndarray]) -> float:
+    """The accuracy that the rows of `num_right` amount to."""
+    return float(outputs["right"].sum() / max(1, outputs["all"].sum()))

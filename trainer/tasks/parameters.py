@@ -1,16 +1,15 @@
-"""All weights of a run: those of its model, of the head that its task puts on it, and which of them are trained. No TensorFlow."""
+"""All weights of a run: its model's, those of the head that its task puts on it, and which are trained. No TensorFlow."""
 
 from __future__ import annotations
 
 import fnmatch
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from trainer.config import Config, ModelConfig
 from trainer.errors import ConfigError
-from trainer.models.parameters import Parameter, parameters
+from trainer.models.parameters import Parameter, flops_per_token, linear, matrix_deviation, normalization, parameters
 from trainer.sizes import Sizes
 
 # By the names of blocks' matrices, what `model.lora.targets` calls them.
@@ -23,7 +22,7 @@ def run_parameters(config: Config, sizes: Sizes) -> dict[str, Parameter]:
 
     Raises ConfigError where `optimizer.freeze` has a pattern that no weight answers to, or leaves nothing to train.
     """
-    trunk = parameters(config.model, sizes.vocabulary_size, config.data.sequence_length)
+    trunk = parameters(config.model, sizes.vocabulary_size, config.data.sequence_length, config.target_length)
     if config.task == "classification":
         trunk.pop("output", None)  # scores over the vocabulary are not asked for
     head = dict(_head(config, sizes, trunk))
@@ -36,6 +35,13 @@ def run_parameters(config: Config, sizes: Sizes) -> dict[str, Parameter]:
     return _slow_down(config, result, set(head))
 
 
+def run_flops_per_token(config: Config, sizes: Sizes) -> int:
+    """Floating-point operations of one token's forward and backward pass, the head included where it is large."""
+    scores_tokens = config.task not in ("classification", "question_answering")
+    length, targets = config.data.sequence_length, config.target_length
+    return flops_per_token(config.model, sizes.vocabulary_size, length, targets, scores_tokens=scores_tokens)
+
+
 def is_low_rank(name: str) -> bool:
     """Whether a weight is one of a low-rank pair that stands beside a matrix."""
     return name.endswith((".lora_down", ".lora_up"))
@@ -44,27 +50,22 @@ def is_low_rank(name: str) -> bool:
 def _head(config: Config, sizes: Sizes, trunk: Mapping[str, Parameter]) -> Iterator[tuple[str, Parameter]]:
     """What comes after the trunk. Matrices begin as the trunk's do; the heads of BERT are those of Devlin et al. 2019."""
     model, width = config.model, config.model.width
+    deviation = matrix_deviation(width)
     match config.task:
         case "classification":
             if model.family == "bert":
-                yield from _linear("pooler", width, width)
+                yield from linear("pooler", width, width, deviation).items()
             is_one_sigmoid = model.family == "bag_of_embeddings" and sizes.num_labels == 2 and not config.data.multi_label
             outputs = 1 if is_one_sigmoid else sizes.num_labels
-            yield from _linear("classifier", width, outputs)
+            yield from linear("classifier", width, outputs, deviation).items()
         case "masked_language_modeling":
-            yield from _linear("masked.transform", width, width)
-            yield "masked.norm.gain", Parameter((width,), "ones")
-            yield "masked.norm.bias", Parameter((width,), "zeros")
+            yield from linear("masked.transform", width, width, deviation).items()
+            yield from normalization(model, "masked.norm").items()
             yield "masked.bias", Parameter((trunk["token_embedding"].shape[0],), "zeros")
         case "question_answering":
-            yield from _linear("span", width, 2)
+            yield from linear("span", width, 2, deviation).items()
         case "language_modeling" | "translation" | "summarization":
             pass
-
-
-def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, Parameter]]:
-    yield f"{name}.kernel", Parameter((inputs, outputs), "normal", math.sqrt(2 / (5 * inputs)))
-    yield f"{name}.bias", Parameter((outputs,), "zeros")
 
 
 def _low_rank_pairs(model: ModelConfig, trunk: Mapping[str, Parameter]) -> Iterator[tuple[str, Parameter]]:

@@ -1,0 +1,119 @@
+"""The records of a token store, and which of them lie side by side in packed rows: views of memory-mapped Arrow files.
+
+Which columns a task's records have stands in `trainer.data.columns`. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from trainer.data.windows import Int32Array, Int64Array
+
+UnsignedArray = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """A column of lists in one record batch: list i is `values[offsets[i] : offsets[i + 1]]`."""
+
+    values: npt.NDArray[Any]
+    offsets: npt.NDArray[Any]
+
+    def read(self, number: int) -> npt.NDArray[Any]:
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
+
+
+class RecordTable:
+    """The records of one data set of a store, in the order of its parts; nothing is read before it is asked for.
+
+    Any number of threads may read.
+    """
+
+    def __init__(self, name: str, batches: Sequence[pa.RecordBatch]) -> None:
+        """`name` is for complaints. The batches have one schema and views of the files."""
+        self.name = name
+        self._batches = [batch for batch in batches if batch.num_rows]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
+        self._columns = frozenset(batches[0].schema.names) if batches else frozenset()
+        self._lists: dict[str, list[_Lists]] = {
+            column: [_lists_of(batch.column(column)) for batch in self._batches]
+            for column in (self._batches[0].schema.names if self._batches else [])
+            if _is_list(self._batches[0].schema.field(column).type)
+        }
+
+    @property
+    def num_records(self) -> int:
+        return int(self._starts[-1])
+
+    def has(self, column: str) -> bool:
+        return column in self._columns
+
+    def tokens(self, column: str, number: int) -> UnsignedArray:
+        """The tokens of a record: a view, unsigned integers of 16 or 32 bits."""
+        return self._list(column, number)
+
+    def integers(self, column: str, number: int) -> Int32Array:
+        """A record's list of numbers: a view."""
+        return self._list(column, number)
+
+    def lengths(self, column: str) -> Int64Array:
+        """How long each record's list is [num_records]."""
+        lengths = [np.diff(lists.offsets) for lists in self._lists.get(column, [])]
+        return np.concatenate([*lengths, np.zeros(0, np.int64)]).astype(np.int64)
+
+    def text(self, column: str, number: int) -> str:
+        batch, row = self._place(number)
+        text: str = self._batches[batch].column(column)[row].as_py()
+        return text
+
+    def _list(self, column: str, number: int) -> npt.NDArray[Any]:
+        batch, row = self._place(number)
+        return self._lists[column][batch].read(row)
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The record batch that holds a record, and its row there."""
+        assert 0 <= number < self._starts[-1], f"{self.name}: no record {number}"
+        batch = bisect_right(self._starts, number) - 1
+        return batch, number - self._starts[batch]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Which pieces of a data set lie in which row, as best fit decided: row i has `numbers[starts[i] : starts[i + 1]]`.
+
+    A piece is what `trainer.data.assembly.piece_lengths` counts: a record, or a document of a stream that is cut to fit.
+    `num_real_tokens` of the `num_places` that all rows together have are not padding.
+    """
+
+    starts: Int64Array = field(repr=False)
+    numbers: Int64Array = field(repr=False)
+    num_real_tokens: int
+    num_places: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def max_pieces(self) -> int:
+        """The most pieces that any row has."""
+        return int(np.diff(self.starts).max(initial=0))
+
+    def pieces(self, row: int) -> Int64Array:
+        """The numbers of the pieces in a row, in their order there: a view."""
+        return self.numbers[self.starts[row] : self.starts[row + 1]]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _lists_of(column: pa.Array) -> _Lists:
+    return _Lists(column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True))

@@ -1,0 +1,140 @@
+"""What a token store will consist of: which part is made from which input, how it is read, and what that follows from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config import FIELDS, Config, SourceConfig
+from trainer.data.back_translations import back_translations_file
+from trainer.data.manifest import Split
+from trainer.data.parts import PartPlan
+from trainer.data.readers import Reading
+from trainer.data.sources import Span, plan_units
+from trainer.data.tables import FieldColumn
+from trainer.errors import DataError
+from trainer.files import json_bytes, write_atomically
+
+# Says which classes the training data have, and of which inputs that is true.
+LABELS_NAME = "labels.json"
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """The parts of the store in order: by split, source, and unit."""
+
+    train: tuple[tuple[PartPlan, ...], ...]
+    validation: tuple[tuple[PartPlan, ...], ...]
+
+    @property
+    def train_parts(self) -> list[PartPlan]:
+        return [part for dataset in self.train for part in dataset]
+
+    @property
+    def parts(self) -> list[PartPlan]:
+        return self.train_parts + [part for dataset in self.validation for part in dataset]
+
+    @property
+    def splits(self) -> tuple[tuple[Split, tuple[tuple[PartPlan, ...], ...]], ...]:
+        return ("train", self.train), ("validation", self.validation)
+
+    @property
+    def reading(self) -> Reading:
+        return self.parts[0].reading
+
+    def chosen(self, shard: tuple[int, int] | None) -> list[PartPlan]:
+        """The parts of a shard (k, n): every n-th, from the k-th on (from 1). All, where there are no shards."""
+        return self.parts if shard is None else self.parts[shard[0] - 1 :: shard[1]]
+
+    def with_labels(self, labels: Sequence[str]) -> StorePlan:
+        def labelled(datasets: tuple[tuple[PartPlan, ...], ...]) -> tuple[tuple[PartPlan, ...], ...]:
+            return tuple(tuple(replace(part, labels=tuple(labels)) for part in dataset) for dataset in datasets)
+
+        return StorePlan(labelled(self.train), labelled(self.validation))
+
+
+def plan_store(config: Config) -> StorePlan:
+    """Divides all sources; raises DataError for files that are missing or empty. Nobody knows labels yet."""
+    data = config.data
+    reading = _reading(config)
+    path = data.augmentation.back_translations
+    back_translations = back_translations_file(path) if path is not None else None
+
+    def plan_split(split: Split, sources: Sequence[SourceConfig]) -> Iterator[tuple[PartPlan, ...]]:
+        for number, source in enumerate(sources):
+            units = plan_units(source, data.format, f"data.{split}[{number}]")
+            if not units:
+                raise empty_source(split, number, source.path)
+            yield tuple(
+                PartPlan(
+                    file=f"{split}/{number}/part-{index:05d}.arrow",
+                    unit=unit,
+                    reading=reading,
+                    back_translations=back_translations if split == "train" else None,
+                )
+                for index, unit in enumerate(units)
+            )
+
+    return StorePlan(tuple(plan_split("train", data.train)), tuple(plan_split("validation", data.validation)))
+
+
+def empty_source(split: Split, number: int, path: str) -> DataError:
+    return DataError(f"data.{split}[{number}].path: {path} holds no text; check the path, data.format, and data.fields")
+
+
+def _reading(config: Config) -> Reading:
+    columns = tuple(
+        FieldColumn(field, column)
+        for field in FIELDS[config.task]
+        if (column := getattr(config.data.fields, field)) is not None
+    )
+    task = "language_modeling" if config.task == "masked_language_modeling" else config.task
+    return Reading(task, config.data.format, columns, config.data.multi_label)
+
+
+def tokenizer_source(config: Config, plan: StorePlan, num_characters: int) -> str:
+    """A hash of all that a tokenizer follows from which is trained on at most `num_characters`; for the inputs, size and
+    time stand for the contents."""
+    settings = {name: value for name, value in config.data.tokenizer.model_dump().items() if name != "lowercase" or value}
+    reading = plan.reading
+    fields: Any = reading.columns[0].column if reading.is_of_documents else [reading.task, reading.columns]
+    return _hash([settings, reading.format, fields, _spans(plan), num_characters])
+
+
+def known_labels(store: Path, config: Config, plan: StorePlan) -> tuple[str, ...] | None:
+    """The classes in the order of their numbers: those of the configuration, or those that were found before in the
+    training data as they are now. None where they must be read for it."""
+    if config.task != "classification":
+        return ()
+    if config.data.labels is not None:
+        return config.data.labels
+    try:
+        content = json.loads((store / LABELS_NAME).read_bytes())
+        return tuple(content["labels"]) if content["sha256"] == _labels_source(plan) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_labels(store: Path, plan: StorePlan, labels: Sequence[str]) -> None:
+    write_atomically(store / LABELS_NAME, json_bytes({"sha256": _labels_source(plan), "labels": list(labels)}))
+
+
+def _labels_source(plan: StorePlan) -> str:
+    return _hash([asdict(plan.reading), _spans(plan)])
+
+
+def _spans(plan: StorePlan) -> list[dict[str, Any]]:
+    return [_content(span) for part in plan.train_parts for span in part.unit.spans]
+
+
+def _content(span: Span) -> dict[str, Any]:
+    """Without `target` where there is none, as before there were pairs: a tokenizer trained then need not be again."""
+    return {name: value for name, value in asdict(span).items() if name != "target" or value is not None}
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

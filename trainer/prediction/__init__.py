@@ -1,0 +1,1 @@
+"""`drumline predict`: what a run's model makes of texts, task by task."""

@@ -1,0 +1,68 @@
+"""The tasks `translation` and `summarization`: write one text after another, by an encoder-decoder or a decoder.
+
+Axes as in `models.blocks`; S is the time of the source, T that of what is written or, in a decoder, of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.config import ENCODER_DECODERS, Config
+from trainer.data.windows import Int64Array, Samples
+from trainer.models import encoder_decoder, gpt
+from trainer.models.blocks import DropoutKey, Weights
+from trainer.tasks.losses import num_right, share_right, token_loss_sums
+from trainer.tasks.task import Features, Outputs, Sums
+
+
+@dataclass(frozen=True)
+class TextToText:
+    """Features of an encoder-decoder: `source`, `source_segments` [B, S], `inputs`, `targets`, `target_segments` [B, T], and
+    where rows are packed `source_positions` and `target_positions`; of a decoder `inputs`, `targets`, `segments` [B, T], and
+    `positions`."""
+
+    config: Config
+
+    def loss_sums(self, weights: Weights, features: Features, dropout_key: DropoutKey | None = None) -> Sums:
+        smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
+        return token_loss_sums(self._logits(weights, features, dropout_key), features["targets"], smoothing)
+
+    def num_tokens(self, features: Features) -> tf.Tensor:
+        names = [name for name in ("segments", "source_segments", "target_segments") if name in features]
+        return tf.add_n([tf.reduce_sum(tf.cast(features[name] > 0, tf.float32)) for name in names])
+
+    def evaluate(self, weights: Weights, features: Features) -> tuple[Sums, Outputs]:
+        """Outputs: of a row's targets, how many are the likeliest, and how many there are, `right` and `all` int32 [B]."""
+        logits_BTV, targets_BT = self._logits(weights, features, None), features["targets"]
+        return token_loss_sums(logits_BTV, targets_BT), num_right(logits_BTV, targets_BT)
+
+    def metrics(
+        self, outputs: Mapping[str, np.ndarray], samples: Sequence[Samples], sample_ids: Int64Array
+    ) -> dict[str, float]:
+        return {"accuracy": share_right(outputs)}
+
+    def _logits(self, weights: Weights, features: Features, dropout_key: DropoutKey | None) -> tf.Tensor:
+        model = self.config.model
+        if model.family in ENCODER_DECODERS:
+            source_segments_BS = features["source_segments"]
+            encoded_BSD = encoder_decoder.encode(
+                model, weights, features["source"], source_segments_BS, features.get("source_positions"), dropout_key
+            )
+            return encoder_decoder.logits(
+                model,
+                weights,
+                features["inputs"],
+                features["target_segments"],
+                encoded_BSD,
+                source_segments_BS,
+                features.get("target_positions"),
+                dropout_key,
+            )
+        # A row of one text needs no mask of segments: what is padding comes after it.
+        positions_BT = features.get("positions")
+        segments_BT = None if positions_BT is None else features["segments"]
+        return gpt.logits(model, weights, features["inputs"], dropout_key, segments_BT, positions_BT)
