@@ -72,10 +72,8 @@ def create_weights(config: Config, sizes: Sizes) -> dict[str, tf.Variable]:
 
 
 def create_state(config: Config, sizes: Sizes) -> TrainingState:
-    """A run's variables as they begin where nothing is read into them; to be called in the distribution's scope.
-
-    With `model.initialize_from` it is `reset_state` that reads the folder, once it is known that there is no checkpoint.
-    """
+    """A run's variables as they begin where nothing is read into them; to be called in the distribution's scope. It is
+    `reset_state` that reads `model.initialize_from`, once it is known that there is no checkpoint."""
     specification = run_parameters(config, sizes)
     trained = {name: each for name, each in specification.items() if each.is_trainable}
     return TrainingState(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.training import training_config
+from tests.training import BIN, checked, json_lines, run_command, run_path, training_config, write_config
 from trainer.cli import main
 from trainer.config import Config
 from trainer.data.prepare import prepare
@@ -244,6 +244,27 @@ def test_an_evaluation_has_the_metrics_of_texts(trained: Callable[[str], Path], 
     assert "bleu" not in drumline("evaluate", run, "--generate", "0")[0]
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("backend", ["multiworker", "horovod"])
+def test_two_processes_share_the_texts_and_find_the_metrics_of_one(
+    backend: str, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Eleven texts: one process writes one more than the other."""
+    run = trained("translation")
+    directory = run.parents[1]
+    task, _, sections = RUNS["translation"]
+    changes = {**sections, "distribution": {"backend": backend}, "evaluation": {"generate": 11}}
+    found = {}
+    for name, values in (("alone", changes | {"distribution": {"backend": "single"}}), ("together", changes)):
+        config = config_of(directory, f"{backend}-{name}", task, values)
+        path = write_config(config, tmp_path / f"{name}.yaml")
+        verb = ["launch", "local", str(path), "--workers", "2"] if name == "together" else ["train", str(path)]
+        checked(run_command([str(BIN / "drumline"), *verb]))
+        lines = [line for line in json_lines(run_path(config) / "metrics.jsonl") if line["split"] == "validation"]
+        found[name] = {key: lines[-1][key] for key in ("loss", "accuracy", "bleu", "chrf")}
+    assert found["together"] == pytest.approx(found["alone"], rel=1e-4)
+
+
 def test_summaries_go_on_with_the_prompt(trained: Callable[[str], Path], drumline: Drumline) -> None:
     run = trained("summaries")
     long = " ".join(WORDS * 5)
@@ -293,6 +314,7 @@ def test_continuations_tell_how_they_ended(trained: Callable[[str], Path], druml
         ("translation", ["--text", "one", "--num-beams", "2", "--temperature", "1"], "beams take no chances"),
         ("translation", ["--text", "one", "--num-beams", "2", "--samples", "2"], "which find one text"),
         ("translation", ["--text", "one", "--top-k", "2"], "give --temperature too"),
+        ("translation", ["--text", "one", "--length-penalty", "1"], "without --num-beams"),
     ],
 )
 def test_what_cannot_be_predicted_is_told_in_a_line(

@@ -120,7 +120,7 @@ def test_several_labels_are_learned_with_mixup(tensorflow: ModuleType, tmp_path:
     assert metrics["auc"] == 1.0
 
 
-@pytest.mark.parametrize("pack", [True, "best_fit", False], ids=["stream", "best_fit", "padded"])
+@pytest.mark.parametrize("pack", [True, "best_fit"], ids=["stream", "best_fit"])
 def test_hidden_words_are_guessed(tensorflow: ModuleType, tmp_path: Path, pack: bool | str) -> None:
     texts = [*GOOD, *BAD] * 4
     write_records(tmp_path / "records.jsonl", [{"text": text} for text in texts])

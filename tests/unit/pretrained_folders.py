@@ -103,12 +103,17 @@ def random_model(kind: str, seed: int = 0) -> Any:
                 **new,
             )
             model = transformers.T5ForConditionalGeneration(config)
+    return randomize(model, seed).eval()
+
+
+def randomize(model: Any, seed: int) -> Any:
+    """All weights of the order of what training makes of them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             is_gain = weight.dim() == 1 and name.endswith("weight")
             weight.copy_(torch.randn(weight.shape, generator=generator) * (0.3 if weight.dim() > 1 else 0.1) + is_gain)
-    return model.eval()
+    return model
 
 
 def run_of(folder: Path, directory: Path, task: str, extra: str = "", more: str = "") -> Config:

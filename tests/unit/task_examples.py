@@ -17,6 +17,10 @@ from trainer.data.records import PackedRows, RecordTable
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.windows import TokenStream
 
+WORDS = (
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"),
+    *("nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon"),
+)
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": {"family": "gpt", "num_layers": 2, "num_heads": 2, "width": 16},
@@ -55,7 +59,7 @@ def example_config(task: str, family: str, *, length: int = 24, train: Mapping[s
 def example_tokenizer(kind: str = "wordpiece") -> Tokenizer:
     """Of the words of `WORDS`, of which each is one token or some; a character tokenizer has no mask token."""
     options = {} if kind == "character" else {"vocabulary_size": 400}
-    return Tokenizer.train(TokenizerConfig(kind=kind, **options), [" ".join(WORDS)] * 3 + WORDS)
+    return Tokenizer.train(TokenizerConfig(kind=kind, **options), [" ".join(WORDS)] * 3 + list(WORDS))
 
 
 def ordinary_tokens(tokenizer: Tokenizer) -> np.ndarray:

@@ -14,7 +14,14 @@ FOUNDATIONS = {
     "trainer.errors": set(),
     "trainer.config": {"trainer.errors"},
     "trainer.config_complaints": {"trainer.config"},
-    "trainer.config_io": {"trainer.config", "trainer.config_complaints", "trainer.errors"},
+    "trainer.pretrained.settings": {"trainer.config", "trainer.errors"},
+    "trainer.config_io": {
+        "trainer.config",
+        "trainer.config_complaints",
+        "trainer.errors",
+        "trainer.pretrained",
+        "trainer.pretrained.settings",
+    },
 }
 OPEN_TO_LAUNCH = ("trainer.errors", "trainer.config", "trainer.config_io")
 # `--help` and `check` import these; data and models have more such modules, which `check` needs.
@@ -40,6 +47,16 @@ WITHOUT_TENSORFLOW = (
     "trainer.pace",
     # What it starts imports TensorFlow, in a process of its own.
     "trainer.preflight",
+    # Weights are read and written in Hugging Face's format without it; only a SavedModel needs it.
+    "trainer.pretrained",
+    "trainer.pretrained.huggingface",
+    "trainer.pretrained.names",
+    "trainer.pretrained.new_folder",
+    "trainer.pretrained.reading",
+    "trainer.pretrained.settings",
+    "trainer.pretrained.tensor_files",
+    "trainer.pretrained.trained",
+    "trainer.pretrained.written_settings",
     "trainer.progress",
     "trainer.saver",
     "trainer.stop",

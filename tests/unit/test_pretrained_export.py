@@ -91,7 +91,8 @@ def test_an_answer_has_the_same_places(tensorflow: Any, tmp_path: Path) -> None:
         given = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": types}
         answered = theirs(**{name: torch.tensor(value).long() for name, value in given.items()})
     weights = {name: tensorflow.constant(weight) for name, weight in run.weights.items()}
-    x = bert.hidden_states(run.config.model, weights, tokens, tensorflow.constant(mask.astype(np.int32)), types)
+    inputs = [tensorflow.constant(value) for value in (tokens, mask.astype(np.int32), types)]
+    x = bert.hidden_states(run.config.model, weights, *inputs)
     ours = blocks.linear(run.config.model, weights, "span", x).numpy()
     for number, each in enumerate((answered.start_logits, answered.end_logits)):
         assert np.abs(ours[..., number] - each.numpy())[mask].max() <= 1e-4

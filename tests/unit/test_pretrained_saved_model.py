@@ -172,7 +172,8 @@ def test_answer(tensorflow: Any, served: Served) -> None:
     path, results = served["questions"]
     run, given = read_run(path, "latest"), rows_for(path)
     weights, segments = constants(tensorflow, run.weights), tensorflow.constant(segments_of(given))
-    hidden = bert.hidden_states(run.config.model, weights, tensorflow.constant(given["tokens"]), segments, given["types"])
+    tokens, types = (tensorflow.constant(given[name]) for name in ("tokens", "types"))
+    hidden = bert.hidden_states(run.config.model, weights, tokens, segments, types)
     expected = blocks.linear(run.config.model, weights, "span", hidden).numpy()
     assert np.abs(results["answer.start_logits.3"] - expected[..., 0])[segments.numpy() > 0].max() <= 1e-4
     spans = results["answer.span.3"]

@@ -46,12 +46,18 @@ def piece_lengths(config: Config, tokenizer: Tokenizer, data: RecordTable | Toke
         return _classification_lengths(config, lengths, second)[:, None]
     assert config.task in ("translation", "summarization"), f"{config.task} has no pieces to pack"
     prompt = read_prompt(config, tokenizer)
-    sources, targets = _text_lengths(data, "source"), data.lengths("target")
     if config.model.family in ENCODER_DECODERS:
-        sources = np.minimum(sources + prompt.num_tokens, config.data.sequence_length)
-        return np.stack([sources, np.minimum(targets + 1, config.target_length)], 1)
-    sources, targets = cut_longer(sources, targets, config.data.sequence_length - prompt.num_tokens)
+        sources = np.minimum(_text_lengths(data, "source") + prompt.num_tokens, config.data.sequence_length)
+        return np.stack([sources, np.minimum(data.lengths("target") + 1, config.target_length)], 1)
+    sources, targets = decoder_lengths(config, prompt, data)
     return (prompt.num_tokens + sources + targets)[:, None]
+
+
+def decoder_lengths(config: Config, prompt: Prompt, table: RecordTable) -> tuple[Int64Array, Int64Array]:
+    """What a decoder's sequences keep of their sources and targets [num_records]. The end of text after a target takes no
+    place: it is never read."""
+    room = config.data.sequence_length - prompt.num_tokens
+    return cut_longer(_text_lengths(table, "source"), table.lengths("target"), room)
 
 
 def num_special_tokens(config: Config) -> int:

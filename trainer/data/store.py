@@ -96,7 +96,8 @@ def open_samples(config: Config, split: Split, *, fingerprint: str | None = None
                 for table, packed in zip(token_store.tables, rows, strict=True)
             ]
         case "question_answering":
-            return [QuestionSamples(config, table, _tokenizer(store)) for table in token_store.tables]
+            tokenizer = _tokenizer(store)
+            return [QuestionSamples(config, table, tokenizer) for table in token_store.tables]
 
 
 def _language_samples(config: Config, store: TokenStore) -> list[Samples]:

@@ -29,6 +29,8 @@ def settle(config: Config, generation: GenerationConfig) -> GenerationConfig:
             raise UserError(f"--temperature: got {temperature:g} and --num-beams; beams take no chances: leave one out")
         if generation.samples > 1:
             raise UserError(f"--samples: got {generation.samples} and --num-beams, which find one text; leave one out")
+    elif "length_penalty" in generation.model_fields_set:
+        raise UserError(f"--length-penalty: got {generation.length_penalty:g} without --num-beams, whose texts it compares")
     if temperature is None:
         temperature = 1.0 if is_language_model and generation.num_beams == 1 else 0.0
         for option, value in (("--top-k", generation.top_k), ("--top-p", generation.top_p)):

@@ -56,79 +56,95 @@ def theirs_of(config: Config, vocabulary_size: int) -> dict[str, Any]:
     model = config.model
     known, wanted = format_of(model)
     assert known is not None, wanted
-    positions = model.max_positions or config.data.sequence_length
+    rows = {"tokens": vocabulary_size, "positions": model.max_positions or config.data.sequence_length}
     match known:
         case "gpt2":
-            return {
-                "model_type": "gpt2",
-                "vocab_size": vocabulary_size,
-                "n_positions": positions,
-                "n_embd": model.width,
-                "n_layer": model.num_layers,
-                "n_head": model.num_heads,
-                "n_inner": model.hidden_width,
-                "activation_function": _inverse(ACTIVATIONS, model.activation),
-                "layer_norm_epsilon": model.normalization_epsilon,
-                "resid_pdrop": model.dropout,
-                "embd_pdrop": model.dropout,
-                "attn_pdrop": model.dropout,
-                "tie_word_embeddings": model.tied_output,
-            }
+            return _gpt2(model, rows)
         case "llama":
-            return {
-                "model_type": "llama",
-                "vocab_size": vocabulary_size,
-                "max_position_embeddings": positions,
-                "hidden_size": model.width,
-                "intermediate_size": model.hidden_width,
-                "num_hidden_layers": model.num_layers,
-                "num_attention_heads": model.num_heads,
-                "num_key_value_heads": model.key_value_heads,
-                "head_dim": model.head_width,
-                "hidden_act": _inverse(GATED_ACTIVATIONS, model.activation),
-                "rms_norm_eps": model.normalization_epsilon,
-                # The first for versions before 5, the second from then on.
-                "rope_theta": model.rotary_base,
-                "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
-                "attention_bias": model.biases,
-                "mlp_bias": model.biases,
-                "attention_dropout": model.dropout,
-                "tie_word_embeddings": model.tied_output,
-            }
+            return _llama(model, rows)
         case "bert":
-            return {
-                "model_type": "bert",
-                "vocab_size": vocabulary_size,
-                "max_position_embeddings": positions,
-                "type_vocab_size": model.token_types,
-                "hidden_size": model.width,
-                "intermediate_size": model.hidden_width,
-                "num_hidden_layers": model.num_layers,
-                "num_attention_heads": model.num_heads,
-                "hidden_act": _inverse(ACTIVATIONS, model.activation),
-                "layer_norm_eps": model.normalization_epsilon,
-                "position_embedding_type": "absolute",
-                "hidden_dropout_prob": model.dropout,
-                "attention_probs_dropout_prob": model.dropout,
-            }
+            return _bert(model, rows)
         case "t5":
-            return {
-                "model_type": "t5",
-                "vocab_size": vocabulary_size,
-                "d_model": model.width,
-                "d_kv": model.head_width,
-                "d_ff": model.hidden_width,
-                "num_layers": model.num_layers,
-                "num_decoder_layers": model.decoder_layers,
-                "num_heads": model.num_heads,
-                "relative_attention_num_buckets": model.relative_buckets,
-                "relative_attention_max_distance": model.relative_distance,
-                "feed_forward_proj": _inverse(T5_ACTIVATIONS, model.activation),
-                "layer_norm_epsilon": model.normalization_epsilon,
-                "dropout_rate": model.dropout,
-                "is_encoder_decoder": True,
-                "tie_word_embeddings": model.tied_output,
-            }
+            return _t5(model, rows)
+
+
+def _gpt2(model: ModelConfig, rows: dict[str, int]) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "vocab_size": rows["tokens"],
+        "n_positions": rows["positions"],
+        "n_embd": model.width,
+        "n_layer": model.num_layers,
+        "n_head": model.num_heads,
+        "n_inner": model.hidden_width,
+        "activation_function": _inverse(ACTIVATIONS, model.activation),
+        "layer_norm_epsilon": model.normalization_epsilon,
+        "resid_pdrop": model.dropout,
+        "embd_pdrop": model.dropout,
+        "attn_pdrop": model.dropout,
+        "tie_word_embeddings": model.tied_output,
+    }
+
+
+def _llama(model: ModelConfig, rows: dict[str, int]) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "vocab_size": rows["tokens"],
+        "max_position_embeddings": rows["positions"],
+        "hidden_size": model.width,
+        "intermediate_size": model.hidden_width,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.key_value_heads,
+        "head_dim": model.head_width,
+        "hidden_act": _inverse(GATED_ACTIVATIONS, model.activation),
+        "rms_norm_eps": model.normalization_epsilon,
+        # The first for versions before 5, the second from then on.
+        "rope_theta": model.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+        "attention_bias": model.biases,
+        "mlp_bias": model.biases,
+        "attention_dropout": model.dropout,
+        "tie_word_embeddings": model.tied_output,
+    }
+
+
+def _bert(model: ModelConfig, rows: dict[str, int]) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "vocab_size": rows["tokens"],
+        "max_position_embeddings": rows["positions"],
+        "type_vocab_size": model.token_types,
+        "hidden_size": model.width,
+        "intermediate_size": model.hidden_width,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "hidden_act": _inverse(ACTIVATIONS, model.activation),
+        "layer_norm_eps": model.normalization_epsilon,
+        "position_embedding_type": "absolute",
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.dropout,
+    }
+
+
+def _t5(model: ModelConfig, rows: dict[str, int]) -> dict[str, Any]:
+    return {
+        "model_type": "t5",
+        "vocab_size": rows["tokens"],
+        "d_model": model.width,
+        "d_kv": model.head_width,
+        "d_ff": model.hidden_width,
+        "num_layers": model.num_layers,
+        "num_decoder_layers": model.decoder_layers,
+        "num_heads": model.num_heads,
+        "relative_attention_num_buckets": model.relative_buckets,
+        "relative_attention_max_distance": model.relative_distance,
+        "feed_forward_proj": _inverse(T5_ACTIVATIONS, model.activation),
+        "layer_norm_epsilon": model.normalization_epsilon,
+        "dropout_rate": model.dropout,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": model.tied_output,
+    }
 
 
 def _inverse(ours: Mapping[str, str], wanted: str) -> str:

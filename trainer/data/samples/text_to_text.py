@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.config import Config
-from trainer.data.assembly import Tokens, cut_pair, first_target_token, piece_lengths, read_prompt
+from trainer.data.assembly import Tokens, decoder_lengths, first_target_token, piece_lengths, read_prompt
 from trainer.data.augmentation import TextAugmentation
 from trainer.data.records import PackedRows, RecordTable
 from trainer.data.samples.layout import Contents, Layout, Rooms, joined, lengths_of
@@ -128,6 +128,7 @@ class DecoderSamples:
     ) -> None:
         """Raises ConfigError where `data.prompt` leaves no room."""
         self._pairs = _Pairs(config, table, packed, tokenizer, augmentation)
+        _, self._target_lengths = decoder_lengths(config, self._pairs.prompt, table)
         self.num_samples = self._pairs.num_samples
 
     @property
@@ -143,11 +144,12 @@ class DecoderSamples:
         targets: list[Int32Array] = []
         for number, source in enumerate(pairs.sources(contents, draws)):
             room = rooms.of(number)
-            all_target = pairs.table.tokens("target", int(contents.pieces[number]))
-            source, target = cut_pair(source, all_target, room - pairs.prompt.num_tokens)
-            tokens = np.concatenate([pairs.prompt.around(source, room), target, pairs.end], dtype=np.int32)
+            record = int(contents.pieces[number])
+            target = pairs.table.tokens("target", record)[: self._target_lengths[record]]
+            prompt = pairs.prompt.around(source, room - len(target))
+            tokens = np.concatenate([prompt, target, pairs.end], dtype=np.int32)
             expected = tokens[1:].copy()
-            expected[: len(expected) - len(target) - 1] = NOT_COUNTED
+            expected[: len(prompt) - 1] = NOT_COUNTED
             inputs.append(tokens[:-1])
             targets.append(expected)
             rooms.take(number, len(expected))
