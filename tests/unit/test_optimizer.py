@@ -109,7 +109,9 @@ def test_decay_shrinks_a_weight_without_a_gradient_and_nothing_else_does() -> No
     optimizer = schedule(weight_decay=0.1)
     for decays, expected in ((True, 1.0 - 0.5 * 0.1), (False, 1.0)):
         weight, first, second = tf.Variable(tf.ones(3)), tf.Variable(tf.zeros(3)), tf.Variable(tf.zeros(3))
-        update_weight(optimizer, parameter(decays), weight, first, second, tf.zeros(3), tf.constant(0.5), tf.constant(0, tf.int64))
+        update_weight(
+            optimizer, parameter(decays), weight, first, second, tf.zeros(3), tf.constant(0.5), tf.constant(0, tf.int64)
+        )
         np.testing.assert_allclose(weight.numpy(), np.full(3, expected), rtol=1e-6)
 
 

@@ -56,6 +56,8 @@ def open_corpus(config: Config, expected_fingerprint: str | None = None) -> Corp
     meaning = [fingerprint, manifest.tokenizer_fingerprint, weights, length, pack]
     if config.packing == "best_fit":
         meaning += [dataset.rows.sha256 for dataset in manifest.train if dataset.rows is not None]
+    if config.task == "question_answering":
+        meaning.append(config.data.window_overlap)  # how many windows a context has
     order_fingerprint = _sha256(json.dumps(meaning))
     return Corpus(manifest, store / TOKENIZER_NAME, train, validation, order, fingerprint, order_fingerprint)
 
