@@ -49,12 +49,17 @@ def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
         **{f"data.{key}": getattr(config.data, key) for key in _DATA_KEYS},
         **_section("data.masking", config.data.masking),
         **_section("data.augmentation", config.data.augmentation),
-        **_section("model", config.model),
+        **_model(config.model),
         **_section("optimizer", config.optimizer),
         "train.global_batch_size": config.train.global_batch_size,
         "train.precision": config.train.precision,
         "train.label_smoothing": config.train.label_smoothing,
     }
+
+
+def _model(model: ModelConfig) -> dict[str, Any]:
+    """Without the folder that it begins from: of a run that goes on, the weights are in its checkpoint, wherever that lies."""
+    return {key: value for key, value in _section("model", model).items() if key != "model.initialize_from"}
 
 
 @functools.lru_cache(maxsize=64)
