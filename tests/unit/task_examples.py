@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trainer.config import Config, TokenizerConfig
+from trainer.config import ENCODER_DECODERS, Config, TokenizerConfig
 from trainer.data.assembly import capacities, piece_lengths
+from trainer.data.augmentation import TextAugmentation
 from trainer.data.packing import pack_best_fit
 from trainer.data.records import PackedRows, RecordTable
+from trainer.data.samples.classification import ClassificationSamples
+from trainer.data.samples.records import Records
+from trainer.data.samples.text_to_text import DecoderSamples, EncoderDecoderSamples
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.windows import TokenStream
 
@@ -114,3 +118,20 @@ def packed_rows(config: Config, data: RecordTable | TokenStream) -> PackedRows:
     lengths = piece_lengths(config, example_tokenizer(), data)
     starts, numbers = pack_best_fit(lengths, capacities(config))
     return PackedRows(starts, numbers, int(lengths.sum()), (len(starts) - 1) * sum(capacities(config)))
+
+
+def example_records(config: Config, table: RecordTable) -> Records:
+    """Packed and changed where the configuration says so, as those of training are."""
+    packed = packed_rows(config, table) if config.packing == "best_fit" else None
+    augmentation = None if config.data.augmentation.is_off else TextAugmentation(config, example_tokenizer())
+    return Records(config, table, packed, example_tokenizer(), augmentation)
+
+
+def example_classification(config: Config, table: RecordTable, num_labels: int = 3) -> ClassificationSamples:
+    records = example_records(config, table)
+    return ClassificationSamples(records, num_labels, records.packed.max_pieces if records.packed else 1)
+
+
+def example_text_to_text(config: Config, table: RecordTable) -> EncoderDecoderSamples | DecoderSamples:
+    kind = EncoderDecoderSamples if config.model.family in ENCODER_DECODERS else DecoderSamples
+    return kind(example_records(config, table))

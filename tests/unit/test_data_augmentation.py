@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.task_examples import example_config, example_table, example_texts, example_tokenizer, packed_rows
+from tests.unit.task_examples import (
+    example_classification,
+    example_config,
+    example_table,
+    example_text_to_text,
+    example_texts,
+    example_tokenizer,
+    packed_rows,
+)
 from trainer.data.augmentation import TextAugmentation
 from trainer.data.samples.classification import ClassificationSamples
-from trainer.data.samples.text_to_text import DecoderSamples, EncoderDecoderSamples
 from trainer.errors import ConfigError, DataError
 
 TOKENIZER = example_tokenizer()
@@ -143,9 +150,7 @@ def classification_samples(pack: bool, **options: Any) -> ClassificationSamples:
     config = example_config("classification", "bert", pack=pack, augmentation=options)
     texts = example_texts([3, 5, 8, 2, 11, 4, 6, 7])
     table = example_table(text=texts, labels=[[number % 2] for number in range(8)])
-    packed = packed_rows(config, table) if pack else None
-    places = packed.max_pieces if packed else 1
-    return ClassificationSamples(config, table, packed, TOKENIZER, 2, places, TextAugmentation(config, TOKENIZER))
+    return example_classification(config, table, 2)
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -178,9 +183,8 @@ def test_texts_that_grow_stay_within_their_packed_rows(replacements: str, family
     config = example_config("translation", family, pack=True, augmentation=options)
     sources = [np.array(TOKENIZER.encode(" ".join(["alpha"] * (1 + number % 4))), np.uint16) for number in range(12)]
     table = example_table(source=sources, target=example_texts([2] * 12))
-    kind = DecoderSamples if family == "gpt" else EncoderDecoderSamples
     packed = packed_rows(config, table)
-    samples = kind(config, table, packed, TOKENIZER, TextAugmentation(config, TOKENIZER))
+    samples = example_text_to_text(config, table)
     arrays = samples.gather(np.arange(samples.num_samples), np.arange(samples.num_samples))
     segments = arrays["segments" if family == "gpt" else "source_segments"]
     assert [row.max() for row in segments] == [len(packed.pieces(row)) for row in range(packed.num_rows)]

@@ -10,20 +10,19 @@ import numpy as np
 import pytest
 
 from tests.unit.task_examples import (
+    example_classification,
     example_config,
     example_stream,
     example_table,
+    example_text_to_text,
     example_texts,
     example_tokenizer,
     packed_rows,
 )
-from trainer.config import Config
 from trainer.data.assembly import classification_sequence, document_pieces, question_windows, read_prompt
 from trainer.data.records import RecordTable
-from trainer.data.samples.classification import ClassificationSamples
 from trainer.data.samples.documents import MaskedSamples, PackedDocuments
 from trainer.data.samples.question_answering import QuestionSamples
-from trainer.data.samples.text_to_text import DecoderSamples, EncoderDecoderSamples
 from trainer.data.windows import Arrays, DocumentWindows, Samples
 from trainer.errors import DataError
 
@@ -41,18 +40,6 @@ def everything(samples: Samples) -> Arrays:
         assert arrays[name].shape == (len(indices), *feature.shape), name
         assert arrays[name].dtype == feature.dtype, name
     return arrays
-
-
-def classification(config: Config, table: RecordTable, num_labels: int = 3) -> ClassificationSamples:
-    packed = packed_rows(config, table) if config.packing == "best_fit" else None
-    num_places = packed.max_pieces if packed else 1
-    return ClassificationSamples(config, table, packed, TOKENIZER, num_labels, num_places, None)
-
-
-def text_to_text(config: Config, table: RecordTable) -> Samples:
-    packed = packed_rows(config, table) if config.packing == "best_fit" else None
-    kind = DecoderSamples if config.model.family == "gpt" else EncoderDecoderSamples
-    return kind(config, table, packed, TOKENIZER, None)
 
 
 def texts_in(tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> list[list[int]]:
@@ -76,7 +63,7 @@ def test_texts_to_classify_come_with_their_labels_and_places(family: str, pack: 
     config = example_config("classification", family, pack=pack)
     texts = example_texts(LENGTHS)
     labels = [[number % 3] for number in range(len(LENGTHS))]
-    arrays = everything(classification(config, example_table(text=texts, labels=labels)))
+    arrays = everything(example_classification(config, example_table(text=texts, labels=labels)))
     expected = [classification_sequence(config, SPECIALS, text, None)[0].tolist() for text in texts]
     found = []
     for row in range(len(arrays["inputs"])):
@@ -100,7 +87,7 @@ def test_a_pair_has_types_only_for_bert() -> None:
     columns = {"text": example_texts([3]), "text_b": example_texts([2]), "labels": [[1]]}
     for family in ("bert", "gpt"):
         config = example_config("classification", family, fields={"text_b": "b"})
-        arrays = everything(classification(config, example_table(1, **columns)))
+        arrays = everything(example_classification(config, example_table(1, **columns)))
         assert ("types" in arrays) == (family == "bert")
         if family == "bert":
             assert arrays["types"][1, :9].tolist() == [0] * 5 + [1] * 3 + [0]
@@ -108,7 +95,7 @@ def test_a_pair_has_types_only_for_bert() -> None:
 
 def test_several_labels_are_a_row_of_noughts_and_ones() -> None:
     config = example_config("classification", "bert", multi_label=True)
-    arrays = everything(classification(config, example_table(text=example_texts([3, 2, 4]), labels=[[0, 2], [], [1]])))
+    arrays = everything(example_classification(config, example_table(text=example_texts([3, 2, 4]), labels=[[0, 2], [], [1]])))
     assert arrays["labels"].tolist() == [[[-1, -1, -1]], [[1, 0, 1]], [[0, 0, 0]], [[0, 1, 0]]]
 
 
@@ -117,7 +104,7 @@ def test_several_labels_are_a_row_of_noughts_and_ones() -> None:
 def test_an_encoder_decoder_reads_the_source_and_writes_the_target(family: str, pack: bool) -> None:
     config = example_config("translation", family, pack=pack, target_length=20, prompt="alpha {source}")
     sources, targets = example_texts(LENGTHS), example_texts(LENGTHS[::-1], seed=1)
-    arrays = everything(text_to_text(config, example_table(source=sources, target=targets)))
+    arrays = everything(example_text_to_text(config, example_table(source=sources, target=targets)))
     places = np.arange(24)[None], np.arange(20)[None]
     if pack:
         positions = arrays["source_positions"], arrays["target_positions"]
@@ -145,7 +132,7 @@ def test_an_encoder_decoder_reads_the_source_and_writes_the_target(family: str, 
 def test_a_decoder_is_asked_for_the_target_alone(pack: bool) -> None:
     config = example_config("summarization", "gpt", pack=pack, prompt="{source} beta")
     sources, targets = example_texts(LENGTHS), example_texts((2, 4, 3, 1, 20, 6, 0, 5, 2, 1), seed=1)
-    arrays = everything(text_to_text(config, example_table(source=sources, target=targets)))
+    arrays = everything(example_text_to_text(config, example_table(source=sources, target=targets)))
     positions = arrays["positions"] if pack else np.arange(24) * (arrays["segments"] > 0)
     inputs = texts_in(arrays["inputs"], arrays["segments"], positions)
     expected = texts_in(arrays["targets"], arrays["segments"], positions)

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.task_examples import example_config, example_table, example_texts, example_tokenizer
+from tests.unit.task_examples import example_classification, example_config, example_table, example_texts, example_tokenizer
 from trainer.config import Config
-from trainer.data.augmentation import TextAugmentation
-from trainer.data.samples.classification import ClassificationSamples
 from trainer.data.windows import Arrays
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
@@ -25,8 +23,7 @@ def example(tf: ModuleType, config: Config, num_labels: int) -> tuple[dict[str, 
     is_set = config.data.multi_label
     labels = [[n % num_labels, (n + 1) % num_labels] if is_set else [n % num_labels] for n in range(len(LENGTHS))]
     table = example_table(text=example_texts(LENGTHS), labels=labels)
-    augmentation = None if config.data.augmentation.is_off else TextAugmentation(config, TOKENIZER)
-    samples = ClassificationSamples(config, table, None, TOKENIZER, num_labels, 1, augmentation)
+    samples = example_classification(config, table, num_labels)
     arrays: Arrays = samples.gather(np.arange(-1, len(LENGTHS)), np.arange(7))
     generator = np.random.default_rng(0)
     parameters = run_parameters(config, Sizes(TOKENIZER.vocabulary_size, num_labels))

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from tests.unit.task_examples import (
+    example_classification,
     example_config,
     example_stream,
     example_table,
+    example_text_to_text,
     example_texts,
     example_tokenizer,
     packed_rows,
 )
-from trainer.config import ENCODER_DECODERS, Config
-from trainer.data.samples.classification import ClassificationSamples
+from trainer.config import Config
 from trainer.data.samples.documents import MaskedSamples, PackedDocuments
 from trainer.data.samples.question_answering import QuestionSamples
-from trainer.data.samples.text_to_text import DecoderSamples, EncoderDecoderSamples
 from trainer.data.windows import Arrays, Samples
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
@@ -56,9 +56,7 @@ def example_samples(config: Config) -> Samples:
         second = {"text_b": example_texts(LENGTHS[::-1], seed=2)} if config.data.fields.text_b else {}
         labels = [[number % NUM_LABELS] for number in range(len(LENGTHS))]
         table = example_table(text=example_texts(LENGTHS), labels=labels, **second)
-        rows = packed_rows(config, table) if config.packing == "best_fit" else None
-        places = rows.max_pieces if rows else 1
-        return ClassificationSamples(config, table, rows, TOKENIZER, NUM_LABELS, places, None)
+        return example_classification(config, table, NUM_LABELS)
     if config.task == "question_answering":
         contexts = example_texts((40, 6, 12))
         table = example_table(
@@ -66,8 +64,13 @@ def example_samples(config: Config) -> Samples:
         )
         return QuestionSamples(config, table, TOKENIZER)
     table = example_table(source=example_texts(LENGTHS), target=example_texts(LENGTHS[::-1], seed=1))
-    kind = EncoderDecoderSamples if config.model.family in ENCODER_DECODERS else DecoderSamples
-    return kind(config, table, packed_rows(config, table), TOKENIZER, None)
+    return example_text_to_text(config, table)
+
+
+def example_arrays(config: Config) -> Arrays:
+    """All samples as one batch."""
+    samples = example_samples(config)
+    return samples.gather(np.arange(samples.num_samples), np.arange(samples.num_samples))
 
 
 def example_weights(tf: ModuleType, config: Config) -> dict[str, Any]:
@@ -128,9 +131,7 @@ def test_a_packed_row_computes_what_its_parts_compute_alone(
     tensorflow: ModuleType, task: str, family: str, data: dict[str, Any]
 ) -> None:
     config = example_config(task, family, **data)
-    samples = example_samples(config)
-    indices = np.arange(samples.num_samples)
-    packed = samples.gather(indices, indices)
+    packed = example_arrays(config)
     parts = alone(packed)
     main = next(name for name in ("inputs", "source") if name in parts)
     assert len(parts[main]) > len(packed[main])
@@ -174,9 +175,7 @@ def test_the_tokens_that_count_are_those_that_are_no_padding(
     from trainer.tasks.choice import choose_task
 
     config = example_config(task, family, **data)
-    samples = example_samples(config)
-    indices = np.arange(samples.num_samples)
-    arrays = samples.gather(indices, indices)
+    arrays = example_arrays(config)
     expected = sum((arrays[name] > 0).sum() for name in arrays if name.endswith("segments"))
     assert float(choose_task(config).num_tokens(constants(tensorflow, arrays))) == expected
 

@@ -16,6 +16,7 @@ from trainer.data.records import PackedRows, RecordTable
 from trainer.data.samples.classification import ClassificationSamples
 from trainer.data.samples.documents import MaskedSamples, PackedDocuments
 from trainer.data.samples.question_answering import QuestionSamples
+from trainer.data.samples.records import Records
 from trainer.data.samples.text_to_text import DecoderSamples, EncoderDecoderSamples
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.windows import DocumentWindows, PackedWindows, Samples, TokenStream
@@ -92,7 +93,7 @@ def open_samples(config: Config, split: Split, *, fingerprint: str | None = None
             augmentation = _augmentation(config, split, tokenizer)
             samples = EncoderDecoderSamples if config.model.family in ENCODER_DECODERS else DecoderSamples
             return [
-                samples(config, table, packed, tokenizer, augmentation)
+                samples(Records(config, table, packed, tokenizer, augmentation))
                 for table, packed in zip(token_store.tables, rows, strict=True)
             ]
         case "question_answering":
@@ -117,7 +118,7 @@ def _classification_samples(config: Config, split: Split, store: TokenStore) -> 
     num_places = max(1 if packed is None else packed.max_pieces for packed in rows)
     num_labels, augmentation = len(store.manifest.labels), _augmentation(config, split, tokenizer)
     return [
-        ClassificationSamples(config, table, packed, tokenizer, num_labels, num_places, augmentation)
+        ClassificationSamples(Records(config, table, packed, tokenizer, augmentation), num_labels, num_places)
         for table, packed in zip(store.tables, rows, strict=True)
     ]
 

@@ -40,10 +40,7 @@ def hidden_states(
     x_BTD = blocks.dropout(x_BTD, model.dropout, dropout_key, site=0)
     for layer in range(model.num_layers):
         name, site = f"blocks.{layer}", 1 + 3 * layer
-        query, key, value = blocks.queries_keys_values(model, weights, f"{name}.attention", x_BTD, positions_BT)
-        mixed = blocks.attend(model, query, key, value, mask, dropout_key, site)
-        mixed = blocks.linear(model, weights, f"{name}.attention.output", mixed)
-        x_BTD += blocks.dropout(mixed, model.dropout, dropout_key, site + 1)
+        x_BTD += blocks.self_attention(model, weights, f"{name}.attention", x_BTD, positions_BT, mask, dropout_key, site)
         x_BTD = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
         hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", x_BTD)
         x_BTD += blocks.dropout(hidden, model.dropout, dropout_key, site + 2)

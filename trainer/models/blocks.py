@@ -168,6 +168,43 @@ def attend(
     return tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), (batch, time, heads * width))
 
 
+def self_attention(
+    model: ModelConfig,
+    weights: Weights,
+    name: str,
+    x_BTD: tf.Tensor,
+    positions_BT: tf.Tensor,
+    mask_TS: tf.Tensor,
+    dropout_key: DropoutKey | None,
+    site: int,
+) -> tf.Tensor:
+    """What each token gathers from those that it may look at: [B, T, D]. Dropout at `site` and the one after it."""
+    query, key, value = queries_keys_values(model, weights, name, x_BTD, positions_BT)
+    mixed = attend(model, query, key, value, mask_TS, dropout_key, site)
+    mixed = linear(model, weights, f"{name}.output", mixed)
+    return dropout(mixed, model.dropout, dropout_key, site + 1)
+
+
+def attend_with_cache(
+    model: ModelConfig,
+    weights: Weights,
+    name: str,
+    x_BTD: tf.Tensor,
+    positions_BT: tf.Tensor,
+    mask_TS: tf.Tensor,
+    keys_BKSW: tf.Tensor,
+    values_BKSW: tf.Tensor,
+    place: tf.Tensor | int,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The attention of a layer that normalizes first, `name`, to tokens of which the keys and values are cached: its output
+    added to `x_BTD`, and keys and values with the new ones in the places from `place` on. No dropout."""
+    normed = normalize(model, weights, f"{name}.attention_norm", x_BTD)
+    query, key, value = queries_keys_values(model, weights, f"{name}.attention", normed, positions_BT)
+    keys_BKSW, values_BKSW = write_places(keys_BKSW, key, place), write_places(values_BKSW, value, place)
+    mixed = attend(model, query, keys_BKSW, values_BKSW, mask_TS)
+    return x_BTD + linear(model, weights, f"{name}.attention.output", mixed), keys_BKSW, values_BKSW
+
+
 def feed_forward(
     model: ModelConfig,
     weights: Weights,

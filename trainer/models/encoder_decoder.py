@@ -135,15 +135,12 @@ def read(
     source_mask = cache.source_mask_BS[:, None, None, :]
     positions_BT = tf.maximum(positions_BT, 0)
     x_BTD = _embed(model, weights, tokens_BT, positions_BT)
-    keys, values = [], []
+    keys, values = list(cache.keys), list(cache.values)
     for layer in range(model.decoder_layers):
         name = f"decoder.blocks.{layer}"
-        normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-        query, key, value = blocks.queries_keys_values(model, weights, f"{name}.attention", normed, positions_BT)
-        keys.append(blocks.write_places(cache.keys[layer], key, place))
-        values.append(blocks.write_places(cache.values[layer], value, place))
-        mixed = blocks.attend(model, query, keys[-1], values[-1], mask)
-        x_BTD += blocks.linear(model, weights, f"{name}.attention.output", mixed)
+        x_BTD, keys[layer], values[layer] = blocks.attend_with_cache(
+            model, weights, name, x_BTD, positions_BT, mask, keys[layer], values[layer], place
+        )
         source = cache.source_keys[layer], cache.source_values[layer]
         x_BTD = _look_at_source(model, weights, name, x_BTD, *source, source_mask, None, 0)
         x_BTD = _feed_forward(model, weights, name, x_BTD, None, 0)
@@ -177,10 +174,7 @@ def _look_at_itself(
     site: int,
 ) -> tf.Tensor:
     normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-    query, key, value = blocks.queries_keys_values(model, weights, f"{name}.attention", normed, positions_BT)
-    mixed = blocks.attend(model, query, key, value, mask, dropout_key, site)
-    mixed = blocks.linear(model, weights, f"{name}.attention.output", mixed)
-    return x_BTD + blocks.dropout(mixed, model.dropout, dropout_key, site + 1)
+    return x_BTD + blocks.self_attention(model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site)
 
 
 def _look_at_source(

@@ -49,10 +49,7 @@ def hidden_states(
     for layer in range(model.num_layers):
         name, site = f"blocks.{layer}", 1 + 3 * layer
         normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-        query, key, value = blocks.queries_keys_values(model, weights, f"{name}.attention", normed, positions_BT)
-        mixed = blocks.attend(model, query, key, value, mask, dropout_key, site)
-        mixed = blocks.linear(model, weights, f"{name}.attention.output", mixed)
-        x_BTD += blocks.dropout(mixed, model.dropout, dropout_key, site + 1)
+        x_BTD += blocks.self_attention(model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site)
         normed = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)
         hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", normed)
         x_BTD += blocks.dropout(hidden, model.dropout, dropout_key, site + 2)
@@ -91,15 +88,12 @@ def read(
         x_BTD += tf.gather(weights["position_embedding"], positions_BT)
 
     mask_BS, mask_B1TS = blocks.cache_masks(cache.mask_BS, is_padding, place)
-    keys, values = [], []
+    keys, values = list(cache.keys), list(cache.values)
     for layer in range(model.num_layers):
         name = f"blocks.{layer}"
-        normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-        query, key, value = blocks.queries_keys_values(model, weights, f"{name}.attention", normed, positions_BT)
-        keys.append(blocks.write_places(cache.keys[layer], key, place))
-        values.append(blocks.write_places(cache.values[layer], value, place))
-        mixed = blocks.attend(model, query, keys[-1], values[-1], mask_B1TS)
-        x_BTD += blocks.linear(model, weights, f"{name}.attention.output", mixed)
+        x_BTD, keys[layer], values[layer] = blocks.attend_with_cache(
+            model, weights, name, x_BTD, positions_BT, mask_B1TS, keys[layer], values[layer], place
+        )
         normed = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)
         x_BTD += blocks.feed_forward(model, weights, f"{name}.feed_forward", normed)
     return _output(model, weights, x_BTD[:, -1:])[:, 0], Cache(tuple(keys), tuple(values), mask_BS)

@@ -91,10 +91,7 @@ def _llama(model: ModelConfig, rows: dict[str, int]) -> dict[str, Any]:
         "model_type": "llama",
         "vocab_size": rows["tokens"],
         "max_position_embeddings": rows["positions"],
-        "hidden_size": model.width,
-        "intermediate_size": model.hidden_width,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
+        **_sizes(model),
         "num_key_value_heads": model.key_value_heads,
         "head_dim": model.head_width,
         "hidden_act": _inverse(GATED_ACTIVATIONS, model.activation),
@@ -115,15 +112,22 @@ def _bert(model: ModelConfig, rows: dict[str, int]) -> dict[str, Any]:
         "vocab_size": rows["tokens"],
         "max_position_embeddings": rows["positions"],
         "type_vocab_size": model.token_types,
-        "hidden_size": model.width,
-        "intermediate_size": model.hidden_width,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
+        **_sizes(model),
         "hidden_act": _inverse(ACTIVATIONS, model.activation),
         "layer_norm_eps": model.normalization_epsilon,
         "position_embedding_type": "absolute",
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.dropout,
+    }
+
+
+def _sizes(model: ModelConfig) -> dict[str, Any]:
+    """Under the names that Llama has from BERT."""
+    return {
+        "hidden_size": model.width,
+        "intermediate_size": model.hidden_width,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
     }
 
 

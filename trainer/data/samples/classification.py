@@ -7,39 +7,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.config import Config
-from trainer.data.assembly import Tokens, classification_sequence, piece_lengths
-from trainer.data.augmentation import TextAugmentation
-from trainer.data.records import PackedRows, RecordTable
+from trainer.data.assembly import Tokens, classification_sequence
 from trainer.data.samples.layout import Contents, Layout, Rooms, joined, lengths_of
-from trainer.data.tokenizer import Tokenizer
+from trainer.data.samples.records import Records
 from trainer.data.windows import NOT_COUNTED, Arrays, Feature, Features, Int32Array, Int64Array
 
 
 class ClassificationSamples:
     """A record a row, or several side by side. A text's vector is read at its place: at [CLS], or a decoder's last token."""
 
-    def __init__(
-        self,
-        config: Config,
-        table: RecordTable,
-        packed: PackedRows | None,
-        tokenizer: Tokenizer,
-        num_labels: int,
-        num_places: int,
-        augmentation: TextAugmentation | None,
-    ) -> None:
-        """`num_places` is K, the same for all data sets; without `augmentation` texts come as they are."""
-        self._config, self._table, self._packed = config, table, packed
-        self._specials = tokenizer.specials
+    def __init__(self, records: Records, num_labels: int, num_places: int) -> None:
+        """`num_places` is K, the same for all data sets."""
+        config, augmentation = records.config, records.augmentation
+        self._config, self._table, self._packed = config, records.table, records.packed
+        self._specials = records.tokenizer.specials
         self._num_labels, self._num_places, self._augmentation = num_labels, num_places, augmentation
         self._has_pairs = config.data.fields.text_b is not None
         self._has_types = self._has_pairs and config.model.family == "bert"
         self._mixes = augmentation is not None and augmentation.mixup > 0.0
-        self._piece_lengths: Int64Array | None = None
-        if augmentation is not None and packed is not None:
-            self._piece_lengths = piece_lengths(config, tokenizer, table)[:, 0]
-        self.num_samples = table.num_records if packed is None else packed.num_rows
+        self._planned_lengths = records.planned_lengths()
+        self.num_samples = records.num_samples
 
     @property
     def features(self) -> Features:
@@ -97,7 +84,7 @@ class ClassificationSamples:
         self, contents: Contents, generators: list[np.random.Philox] | None
     ) -> tuple[list[Int32Array], list[Int32Array]]:
         table, sequences, types = self._table, [], []
-        rooms = Rooms(self._config.data.sequence_length, contents, self._piece_lengths)
+        rooms = Rooms(self._config.data.sequence_length, contents, self._planned_lengths)
         for number, (record, row) in enumerate(zip(contents.pieces.tolist(), contents.rows.tolist(), strict=True)):
             text: Tokens = table.tokens("text", record)
             text_b: Tokens | None = table.tokens("text_b", record) if self._has_pairs else None

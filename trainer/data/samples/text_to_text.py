@@ -7,38 +7,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.config import Config
-from trainer.data.assembly import Tokens, decoder_lengths, first_target_token, piece_lengths, read_prompt
-from trainer.data.augmentation import TextAugmentation
-from trainer.data.records import PackedRows, RecordTable
+from trainer.data.assembly import Tokens, decoder_lengths, first_target_token, read_prompt
 from trainer.data.samples.layout import Contents, Layout, Rooms, joined, lengths_of
-from trainer.data.tokenizer import Tokenizer
+from trainer.data.samples.records import Records
 from trainer.data.windows import NOT_COUNTED, Arrays, Feature, Features, Int32Array, Int64Array
 
 
 class _Pairs:
     """The records of both kinds of models: source and target, the source changed where there is an augmentation."""
 
-    def __init__(
-        self,
-        config: Config,
-        table: RecordTable,
-        packed: PackedRows | None,
-        tokenizer: Tokenizer,
-        augmentation: TextAugmentation | None,
-    ) -> None:
-        self.config, self.table, self.packed = config, table, packed
-        self.specials = tokenizer.specials
-        self.prompt = read_prompt(config, tokenizer)
-        self.end = np.array([tokenizer.specials.end_of_text], np.int32)
-        self._augmentation = augmentation
-        self._piece_lengths: Int64Array | None = None
-        if augmentation is not None and packed is not None:
-            self._piece_lengths = piece_lengths(config, tokenizer, table)[:, 0]
-        self.num_samples = table.num_records if packed is None else packed.num_rows
+    def __init__(self, records: Records) -> None:
+        self.config, self.table, self.packed = records.config, records.table, records.packed
+        self.specials = records.tokenizer.specials
+        self.prompt = read_prompt(records.config, records.tokenizer)
+        self.end = np.array([self.specials.end_of_text], np.int32)
+        self.num_samples = records.num_samples
+        self._augmentation = records.augmentation
+        self._planned_lengths = records.planned_lengths()
 
     def rooms(self, contents: Contents) -> Rooms:
-        return Rooms(self.config.data.sequence_length, contents, self._piece_lengths)
+        return Rooms(self.config.data.sequence_length, contents, self._planned_lengths)
 
     def sources(self, contents: Contents, draws: Int64Array) -> list[Tokens]:
         records = contents.pieces.tolist()
@@ -60,17 +48,10 @@ class EncoderDecoderSamples:
     """The source in one row and the target in another; the decoder reads the target one token late, after the token that
     begins it: padding for T5, otherwise the end of text."""
 
-    def __init__(
-        self,
-        config: Config,
-        table: RecordTable,
-        packed: PackedRows | None,
-        tokenizer: Tokenizer,
-        augmentation: TextAugmentation | None,
-    ) -> None:
+    def __init__(self, records: Records) -> None:
         """Raises ConfigError where `data.prompt` leaves no room."""
-        self._pairs = _Pairs(config, table, packed, tokenizer, augmentation)
-        self._first = first_target_token(config, tokenizer.specials)
+        self._pairs = _Pairs(records)
+        self._first = first_target_token(records.config, self._pairs.specials)
         self.num_samples = self._pairs.num_samples
 
     @property
@@ -118,17 +99,10 @@ class DecoderSamples:
     """Prompt, target and end of text in one sequence, of which each token is an input and the next its target; only what is
     to be written counts."""
 
-    def __init__(
-        self,
-        config: Config,
-        table: RecordTable,
-        packed: PackedRows | None,
-        tokenizer: Tokenizer,
-        augmentation: TextAugmentation | None,
-    ) -> None:
+    def __init__(self, records: Records) -> None:
         """Raises ConfigError where `data.prompt` leaves no room."""
-        self._pairs = _Pairs(config, table, packed, tokenizer, augmentation)
-        _, self._target_lengths = decoder_lengths(config, self._pairs.prompt, table)
+        self._pairs = _Pairs(records)
+        _, self._target_lengths = decoder_lengths(records.config, self._pairs.prompt, records.table)
         self.num_samples = self._pairs.num_samples
 
     @property
