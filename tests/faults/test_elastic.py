@@ -25,7 +25,7 @@ from trainer.config import Config
 pytestmark = pytest.mark.processes
 
 # So many that there is time for two changes while they are under way.
-NUM_STEPS = 300
+NUM_STEPS = 800  # so many that a rank alone is still at it when the other one is back
 TWO, ONE = "Starting 2 workers: localhost:2.", "Starting 1 worker: localhost:1."
 
 
