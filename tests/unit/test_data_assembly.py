@@ -19,7 +19,6 @@ from trainer.data.assembly import (
     cut_pair,
     document_pieces,
     piece_lengths,
-    prompt_tokens,
     question_windows,
     read_prompt,
 )
@@ -123,15 +122,15 @@ def test_a_prompt_stands_around_the_source() -> None:
     config = example_config("translation", "gpt", prompt="alpha {source} beta")
     before, after = TOKENIZER.encode("alpha "), TOKENIZER.encode(" beta")
     source = np.arange(50, 60)
-    assert prompt_tokens(config, TOKENIZER, source, 50).tolist() == [*before, *source, *after]
+    assert read_prompt(config, TOKENIZER).around(source, 50).tolist() == [*before, *source, *after]
     room = len(before) + len(after) + 3
-    assert prompt_tokens(config, TOKENIZER, source, room).tolist() == [*before, *source[:3], *after]
+    assert read_prompt(config, TOKENIZER).around(source, room).tolist() == [*before, *source[:3], *after]
 
 
 def test_a_source_without_a_prompt_says_where_it_ends() -> None:
     source = np.arange(50, 53)
     for family, end in (("gpt", SPECIALS.separator), ("t5", SPECIALS.end_of_text), ("encoder_decoder", SPECIALS.end_of_text)):
-        assert prompt_tokens(example_config("translation", family), TOKENIZER, source, 10).tolist() == [50, 51, 52, end]
+        assert read_prompt(example_config("translation", family), TOKENIZER).around(source, 10).tolist() == [50, 51, 52, end]
 
 
 def test_a_prompt_without_room_for_a_source_is_refused() -> None:

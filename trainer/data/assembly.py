@@ -192,11 +192,6 @@ def first_target_token(config: Config, specials: SpecialTokens) -> int:
     return specials.padding if config.model.family == "t5" else specials.end_of_text
 
 
-def prompt_tokens(config: Config, tokenizer: Tokenizer, source: Tokens, room: int) -> Int32Array:
-    """What a model reads of a source, at most `room` tokens: an encoder's whole input, or a decoder's before it writes."""
-    return read_prompt(config, tokenizer).around(source, room)
-
-
 @dataclass(frozen=True)
 class Window:
     """[CLS] question [SEP] part of the context [SEP]: at `context_place` begins the part that begins with the context's

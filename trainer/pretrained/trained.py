@@ -12,6 +12,7 @@ from trainer.checkpoint import choose_checkpoint, read_state, read_weights
 from trainer.config import Config, ModelConfig
 from trainer.data.tokenizer import Tokenizer
 from trainer.run_directory import open_run
+from trainer.tasks.parameters import is_low_rank
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
 def merge_low_rank(model: ModelConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Weights that compute without low-rank pairs what they compute with them: each pair's product, times alpha / rank, is
     added to the matrix that it stands beside (Hu et al. 2022, arXiv:2106.09685, section 4.1)."""
-    merged = {name: weight for name, weight in weights.items() if not name.endswith((".lora_down", ".lora_up"))}
+    merged = {name: weight for name, weight in weights.items() if not is_low_rank(name)}
     for name in weights:
         if name.endswith(".lora_down"):
             assert model.lora is not None
