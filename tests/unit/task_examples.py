@@ -29,6 +29,7 @@ WORDS = (
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": {"family": "gpt", "num_layers": 2, "num_heads": 2, "width": 16},
     "bert": {"family": "bert", "num_layers": 2, "num_heads": 2, "width": 16},
+    "bert, mean": {"family": "bert", "num_layers": 2, "num_heads": 2, "width": 16, "pooling": "mean"},
     "t5": {"family": "t5", "num_layers": 2, "num_heads": 2, "width": 16},
     "encoder_decoder": {"family": "encoder_decoder", "num_layers": 2, "num_heads": 2, "width": 16},
     "bag_of_embeddings": {"family": "bag_of_embeddings", "width": 16},

@@ -147,6 +147,7 @@ OVERRIDE_MISTAKES = {
     "data.train.2.path=x": "`data.train` is a list of 1: it has no `2`",
     "model.width=[8": "not valid YAML: ",
     "model.width=9": "got 9, expected a multiple of `num_heads`, which is 2",
+    "model.pooling=mean": "got mean, expected first, the default: gpt has no choice of it",
     "data.train.0={path: x, begn: 1}": "data.train.0.begn: unknown key; did you mean begin?",
 }
 

@@ -124,6 +124,7 @@ def test_low_rank_pairs_are_merged(tensorflow: Any, tmp_path: Path) -> None:
         ("language_modeling", {**LLAMA, "activation": "relu"}, 'model.activation: "relu"'),
         ("masked_language_modeling", {**BERT, "token_types": 0}, "model.token_types: 0"),
         ("translation", {**T5, "activation": "gelu"}, 'model.activation: "gelu"'),
+        ("classification", {**BERT, "pooling": "mean"}, 'model.pooling: "mean"'),
         ("classification", GPT2, "task: classification with model.family: gpt"),
     ],
 )

@@ -69,6 +69,20 @@ def test_two_classes_of_a_bag_are_one_sigmoid(tensorflow: ModuleType) -> None:
     np.testing.assert_array_equal(Classification(config).scores(weights, features), outputs["scores"])
 
 
+def test_an_encoder_may_average_what_it_makes_of_the_real_tokens(tensorflow: ModuleType) -> None:
+    from trainer.models import bert
+    from trainer.tasks.classification import Classification
+
+    config = example_config("classification", "bert, mean")
+    weights, features = example(tensorflow, config, 3)
+    segments = features["segments"]
+    states = bert.hidden_states(config.model, weights, features["inputs"], segments).numpy()
+    means = np.stack([row[each > 0].mean(0) for row, each in zip(states[1:], segments.numpy()[1:], strict=True)])
+    expected = log_softmax(means @ weights["classifier.kernel"].numpy() + weights["classifier.bias"].numpy())
+    scores = Classification(config).scores(weights, features)
+    np.testing.assert_allclose(np.log(scores[1:, 0]), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_several_labels_are_the_mean_of_their_binary_losses(tensorflow: ModuleType) -> None:
     from trainer.tasks.classification import Classification
 

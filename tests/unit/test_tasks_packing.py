@@ -37,6 +37,7 @@ PACKED = [
     ("classification", "gpt", {"pack": True}),
     ("classification", "bag_of_embeddings", {"pack": True}),
     ("classification", "bert", {"pack": True, "multi_label": True}),
+    ("classification", "bert, mean", {"pack": True, "fields": {"text_b": "b"}}),
     ("translation", "gpt", {"pack": True, "prompt": "{source} beta"}),
     ("translation", "encoder_decoder", {"pack": True, "target_length": 20}),
     ("translation", "t5", {"pack": True, "target_length": 20}),

@@ -35,6 +35,7 @@ def weights_of(task: str = "language_modeling", num_labels: int = 0, **sections:
 def test_each_task_has_its_head() -> None:
     classification = weights_of("classification", 3, model=BERT)
     assert classification["classifier.kernel"].shape == (16, 3) and classification["pooler.kernel"].shape == (16, 16)
+    assert "pooler.kernel" not in weights_of("classification", 3, model={**BERT, "pooling": "mean"})
     assert weights_of("question_answering", model=BERT, data={"window_overlap": 8})["span.kernel"].shape == (16, 2)
     assert weights_of("masked_language_modeling", model=BERT)["masked.bias"].shape == (VOCABULARY_SIZE,)
     decoder = weights_of("classification", 3, model={"num_layers": 1, "num_heads": 2, "width": 16, "tied_output": False})

@@ -55,6 +55,8 @@ class ModelConfig(Section):
     normalizes first; `num_layers` counts the layers of each side, unless `num_decoder_layers` says otherwise.
     `bag_of_embeddings` has a `width` alone.
 
+    `pooling` is what a classifier reads of an encoder's vectors: that at [CLS], or the mean over the text's tokens.
+
     `initialize_from` is a folder in Hugging Face's format: what of this section is not given is read from its config.json,
     and the weights begin as its safetensors files have them. `vocabulary_size` and `max_positions` are the rows of the
     tables, where there are more than the tokenizer and the sequences need.
@@ -81,6 +83,7 @@ class ModelConfig(Section):
     activation: Activation = "gelu"
     biases: bool = True
     tied_output: bool = True
+    pooling: Literal["first", "mean"] = "first"
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     lora: LoraConfig | None = None
 
@@ -165,6 +168,8 @@ class ModelConfig(Section):
             refuse("normalization", "layer_norm, `biases`, and an activation without a gate, as BERT has them")
         if self.num_decoder_layers is not None and self.family not in ENCODER_DECODERS:
             refuse("num_decoder_layers", f"nothing: {self.family} is no encoder-decoder")
+        if self.pooling != "first" and self.family != "bert":
+            refuse("pooling", f"first, the default: {self.family} has no choice of it")
         if self.token_types and self.family != "bert":
             refuse("token_types", f"0: {self.family} has no token types")
         if self.family not in ("gpt", "t5", "encoder_decoder") and not self.tied_output:

@@ -84,6 +84,8 @@ class Config(Section):
         if self.model.family not in FAMILIES[self.task]:
             expected = f"{' or '.join(FAMILIES[self.task])} for {self.task}"
             yield "model", "family", self.model.family, expected, ()
+        if self.model.pooling != "first" and self.task != "classification":
+            yield "model", "pooling", self.model.pooling, "nothing: it belongs to classification", ()
         metrics = METRICS[self.task]
         if self.checkpoint.best_metric not in metrics:
             expected = f"one of {', '.join(metrics)} for {self.task}"

@@ -20,14 +20,10 @@ def averages(
     num_segments: int,
     dropout_key: DropoutKey | None = None,
 ) -> tf.Tensor:
-    """The mean of the embeddings of each text's tokens: [B, G, D], zeros where a row has no such text.
+    """The mean of the embeddings of each text's tokens: [B, G, D], as `blocks.segment_means` counts texts.
 
-    Text g of a row is the tokens of segment g + 1 of `segments_BT` (int32; 0 is padding); there are at most `num_segments`.
     With a key there is dropout on the averages.
     """
     embedded_BTD = blocks.embed(weights["token_embedding"], tokens_BT)
-    belongs_BGT = segments_BT[:, None, :] == tf.range(1, num_segments + 1)[:, None]
-    lengths_BG1 = tf.reduce_sum(tf.cast(belongs_BGT, tf.float32), -1, keepdims=True)
-    shares_BGT = tf.cast(belongs_BGT, tf.float32) / tf.maximum(lengths_BG1, 1.0)
-    mean_BGD = tf.matmul(tf.cast(shares_BGT, embedded_BTD.dtype), embedded_BTD)
+    mean_BGD = blocks.segment_means(embedded_BTD, segments_BT, num_segments)
     return blocks.dropout(mean_BGD, model.dropout, dropout_key, site=0)

@@ -90,6 +90,16 @@ def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: int) -> tf.
     return tf.where(keep, x / (1.0 - threshold / 2**16), tf.zeros_like(x))
 
 
+def segment_means(x_BTD: tf.Tensor, segments_BT: tf.Tensor, num_segments: int) -> tf.Tensor:
+    """The mean of each text's vectors, [B, G, D], zeros where a row has no such text.
+
+    Text g of a row is the tokens of segment g + 1 of `segments_BT` (int32; 0 is padding); there are at most `num_segments`.
+    """
+    belongs_BGT = tf.cast(segments_BT[:, None, :] == tf.range(1, num_segments + 1)[:, None], tf.float32)
+    shares_BGT = belongs_BGT / tf.maximum(tf.reduce_sum(belongs_BGT, -1, keepdims=True), 1.0)
+    return tf.matmul(tf.cast(shares_BGT, x_BTD.dtype), x_BTD)
+
+
 def rotate(x_BHTW: tf.Tensor, positions_BT: tf.Tensor, base: float) -> tf.Tensor:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), the halves paired as Llama pairs them."""
     half = x_BHTW.shape[-1] // 2

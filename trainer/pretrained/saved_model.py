@@ -117,9 +117,7 @@ def _embed(config: Config, weights: Weights) -> Signature:
         else:
             x_BTD = gpt.hidden_states(config.model, weights, tokens, segments_BT=segments)
             x_BTD = blocks.normalize(config.model, weights, "final_norm", x_BTD)
-        is_real_BT1 = tf.cast(segments, tf.float32)[:, :, None]
-        total_BD = tf.reduce_sum(x_BTD * is_real_BT1, 1)
-        return {"embedding": total_BD / tf.maximum(tf.reduce_sum(is_real_BT1, 1), 1.0)}
+        return {"embedding": blocks.segment_means(x_BTD, segments, 1)[:, 0]}
 
     return embed
 

@@ -82,6 +82,8 @@ class Classification:
             case "bert":
                 types_BT = features.get("types")
                 x_BTD = bert.hidden_states(model, weights, tokens_BT, segments_BT, types_BT, positions_BT, dropout_key)
+                if model.pooling == "mean":
+                    return blocks.segment_means(x_BTD, segments_BT, places_BK.shape[1])
                 return bert.pooled(model, weights, vectors_at(x_BTD, places_BK))
             case _:
                 segments = None if positions_BT is None else segments_BT

@@ -53,7 +53,7 @@ def _head(config: Config, sizes: Sizes, trunk: Mapping[str, Parameter]) -> Itera
     deviation = matrix_deviation(width)
     match config.task:
         case "classification":
-            if model.family == "bert":
+            if model.family == "bert" and model.pooling == "first":
                 yield from linear("pooler", width, width, deviation).items()
             is_one_sigmoid = model.family == "bag_of_embeddings" and sizes.num_labels == 2 and not config.data.multi_label
             outputs = 1 if is_one_sigmoid else sizes.num_labels
