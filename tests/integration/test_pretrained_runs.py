@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training import run_path, training_config, write_config, write_texts
+from tests.training import (
+    BIN,
+    checked,
+    largest_difference,
+    run_command,
+    run_path,
+    train_losses,
+    training_config,
+    write_config,
+    write_texts,
+)
 from trainer.checkpoint import choose_checkpoint, read_weights
 from trainer.cli import main
 from trainer.config import Config
@@ -90,6 +100,20 @@ def test_a_run_begins_from_the_folder_and_needs_it_no_longer(
     assert main(["evaluate", str(run)]) == 0
     assert main(["predict", str(run), "--text", "The", "--max-tokens", "2"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_tokens"] <= 2
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("backend", ["multiworker", "horovod"])
+def test_two_processes_begin_from_the_folder_as_one_does(prepared: Path, tmp_path: Path, backend: str) -> None:
+    losses = {}
+    for name in ("single", backend):
+        config = pretrained_config(prepared, name, distribution={"backend": name})
+        path = str(write_config(config, tmp_path / f"{name}.yaml"))
+        verb = ["train", path] if name == "single" else ["launch", "local", path, "--workers", "2"]
+        checked(run_command([str(BIN / "drumline"), *verb]))
+        losses[name] = train_losses(run_path(config))
+    assert len(losses["single"]) == 2
+    assert largest_difference(losses[backend], losses["single"]) <= 1e-5
 
 
 def test_weights_that_do_not_fit_end_the_run_before_its_first_step(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
