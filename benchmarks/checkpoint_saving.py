@@ -147,7 +147,8 @@ def _set_up(
     from trainer.resume import saving_context, snapshot
     from trainer.run_directory import RunDirectory
     from trainer.saver import CheckpointSaver
-    from trainer.step import choose_compiler, compile_training, create_state
+    from trainer.step import choose_compiler, compile_training
+    from trainer.training_state import create_state
 
     configs = {leg: _config(directory, shape, leg) for leg in LEGS}
     config = configs["background"]

@@ -52,7 +52,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
 
 def begin(folder: Path, task: str) -> tuple[Config, Tokenizer, Mapping[str, Any]]:
     """A run that begins from a folder: configuration, tokenizer and weights."""
-    from trainer.step import create_state, reset_state
+    from trainer.training_state import create_state, reset_state
 
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         data_format = "text" if task == "language_modeling" else "lines"

@@ -117,7 +117,8 @@ def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool
     from trainer.config import Config, plan_batches
     from trainer.distribution import connect, make_deterministic
     from trainer.position import GraphPosition
-    from trainer.step import choose_compiler, compile_training, create_state
+    from trainer.step import choose_compiler, compile_training
+    from trainer.training_state import create_state
 
     config = Config.model_validate(
         {

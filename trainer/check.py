@@ -9,9 +9,11 @@ from pathlib import Path
 from trainer.config import ENCODER_DECODERS, BatchPlan, Config, ModelConfig, plan_batches
 from trainer.data.manifest import MANIFEST_NAME, Split, StoreManifest, read_manifest_of
 from trainer.models.parameters import Parameter
+from trainer.optimizers.slots import num_slot_elements
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_flops_per_token, run_parameters
 
+_OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "lamb": "LAMB", "adafactor": "Adafactor", "lion": "Lion", "muon": "Muon"}
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Where nothing says how many tokens there are; the report says that it is a guess.
 _GUESSED_VOCABULARY = {"character": 256, "pretrained": 32_768}
@@ -33,7 +35,7 @@ def report(config: Config, num_replicas: int) -> str:
     lines = [("run", f"{Path(config.run.directory) / config.run.name}, {config.train.steps:,} steps")]
     lines.append(("vocabulary", f"{vocabulary_size:,} tokens, {origin}"))
     lines.append(("parameters", _describe_parameters(weights)))
-    lines += _describe_memory(estimate_memory(config, plan, weights, vocabulary_size))
+    lines += _describe_memory(config, estimate_memory(config, plan, weights, vocabulary_size))
     lines += _describe_batches(config, plan)
     lines += _describe_data(config, manifest)
     flops = run_flops_per_token(config, sizes)
@@ -52,16 +54,17 @@ class Memory:
     moments: int
     compute_copies: int
     activations: int
+    average: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.compute_copies + self.activations
+        return self.weights + self.gradients + self.moments + self.average + self.compute_copies + self.activations
 
 
 def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Parameter], vocabulary_size: int) -> Memory:
-    """Weights, gradients and AdamW's two moments are float32, whatever the precision; the latter adds a copy to compute
-    with. Gradients and moments are only of weights that are trained; where micro-batches are added up there are two
-    gradients: the sum, and that of the micro-batch.
+    """Weights, gradients, the optimizer's moments (`slot_shapes`) and the weights' average are float32, whatever the
+    precision; the latter adds a copy to compute with. All but the weights are only of those that are trained; where
+    micro-batches are added up there are two gradients: the sum, and that of the micro-batch.
 
     Activations are those that the backward pass needs, of one micro-batch of R rows of T tokens, in the computation's
     precision, as `_row_activations` counts them; and, where the task scores tokens, logits and their gradient in float32
@@ -79,9 +82,10 @@ def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Paramete
     return Memory(
         weights=4 * elements,
         gradients=4 * trained * (2 if plan.num_micro_batches > 1 else 1),
-        moments=8 * trained,
+        moments=4 * num_slot_elements(config.optimizer, weights.values()),
         compute_copies=size * elements if size < 4 else 0,
         activations=rows * row,
+        average=4 * trained if config.train.average_decay is not None else 0,
     )
 
 
@@ -153,9 +157,11 @@ def _describe_parameters(weights: dict[str, Parameter]) -> str:
     return told if trained == total else f"{told}; {trained:,} are trained"
 
 
-def _describe_memory(memory: Memory) -> list[tuple[str, str]]:
+def _describe_memory(config: Config, memory: Memory) -> list[tuple[str, str]]:
     parts = [f"weights {amount(memory.weights)}", f"gradients {amount(memory.gradients)}"]
-    parts.append(f"AdamW's moments {amount(memory.moments)}")
+    parts.append(f"{_OPTIMIZERS[config.optimizer.kind]}'s moments {amount(memory.moments)}")
+    if memory.average:
+        parts.append(f"the weights' average {amount(memory.average)}")
     if memory.compute_copies:
         parts.append(f"compute copies {amount(memory.compute_copies)}")
     parts.append(f"activations about {amount(memory.activations)}")

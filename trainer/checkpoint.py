@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer-00000-of-00001.safetensors"
+AVERAGE = "average/"  # what precedes the names of weights in OPTIMIZER, of their moving averages
 _NAME = re.compile(r"step-\d+")
 
 
@@ -172,7 +173,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     It is expected to have passed `verify_checkpoint`. Raises CheckpointError where it cannot be read.
     """
     progress, identity = read_state(path)
-    return Checkpoint(read_weights(path), _read_tensors(path / OPTIMIZER), progress, identity)
+    return Checkpoint(_read_tensors(path / WEIGHTS), _read_tensors(path / OPTIMIZER), progress, identity)
 
 
 def read_state(path: Path) -> tuple[Progress, Mapping[str, Any]]:
@@ -183,8 +184,13 @@ def read_state(path: Path) -> tuple[Progress, Mapping[str, Any]]:
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """The weights of a checkpoint alone, by name."""
-    return _read_tensors(path / WEIGHTS)
+    """The weights of a checkpoint by name, to evaluate, predict with or export: of those that have a moving average
+    (`train.average_decay`) that, which is told. A run goes on with those of `read_checkpoint`."""
+    weights = _read_tensors(path / WEIGHTS)
+    averages = _read_tensors(path / OPTIMIZER, AVERAGE)
+    if averages:
+        logger.info("%s: the weights are their moving averages", path)
+    return weights | {name.removeprefix(AVERAGE): average for name, average in averages.items()}
 
 
 def prune_checkpoints(directory: Path, policy: CheckpointConfig) -> list[Path]:
@@ -331,9 +337,9 @@ def _rated(infos: Sequence[CheckpointInfo], metric: str) -> list[CheckpointInfo]
     return sorted(rated, key=lambda info: info.validation[metric], reverse=metric not in METRICS_TO_MINIMIZE)
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+def _read_tensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
     with _reading(path), path.open("rb") as file:
-        return read_tensors(file)
+        return read_tensors(file, prefix)
 
 
 @contextmanager

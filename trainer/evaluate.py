@@ -21,9 +21,10 @@ from trainer.data.windows import Samples
 from trainer.distribution import Distribution, connect, gather
 from trainer.errors import DataError, UserError
 from trainer.run_directory import open_run
-from trainer.step import choose_compiler, compile_evaluation, create_weights
+from trainer.step import choose_compiler, compile_evaluation
 from trainer.tasks.choice import choose_task
 from trainer.text_evaluation import TextEvaluation
+from trainer.training_state import create_weights
 from trainer.weights import assign_weights
 
 logger = logging.getLogger(__name__)

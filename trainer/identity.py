@@ -54,6 +54,7 @@ def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
         "train.global_batch_size": config.train.global_batch_size,
         "train.precision": config.train.precision,
         "train.label_smoothing": config.train.label_smoothing,
+        "train.average_decay": config.train.average_decay,
     }
 
 
@@ -114,7 +115,7 @@ _DEFAULTS = {
     **_defaults("data.augmentation", AugmentationConfig.model_fields),
     **_defaults("model", ModelConfig.model_fields),
     **_defaults("optimizer", OptimizerConfig.model_fields),
-    "train.label_smoothing": TrainConfig.model_fields["label_smoothing"].default,
+    **_defaults("train", {key: TrainConfig.model_fields[key] for key in ("label_smoothing", "average_decay")}),
 }
 
 

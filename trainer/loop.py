@@ -26,9 +26,10 @@ from trainer.progress import Progress
 from trainer.records import Records, open_records
 from trainer.resume import restore, roll_back
 from trainer.run_directory import RunDirectory, has_validation
-from trainer.step import TrainingState, choose_compiler, compile_training, create_state
+from trainer.step import choose_compiler, compile_training
 from trainer.stop import StopRequest
 from trainer.tasks.parameters import run_parameters
+from trainer.training_state import TrainingState, create_state
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def train(
         position = GraphPosition()
         watchdog.position = position.read
         train_steps = compile_training(config, state, distribution, plan, use_xla, position)
-        evaluation = Evaluation(config, state.weights, distribution, plan, corpus.validation, use_xla)
+        evaluation = Evaluation(config, state.evaluated, distribution, plan, corpus.validation, use_xla)
         owes_evaluation = evaluation.is_due(progress.step) and _lacks_validation(run, distribution, progress.step)
         step, num_steps = progress.step, config.train.steps
         if step >= num_steps and not owes_evaluation:
@@ -234,4 +235,6 @@ def _announce(
         config.train.precision,
         compiler,
     )
+    if config.train.average_decay is not None:
+        logger.info("evaluations are of the weights' moving average (train.average_decay %g)", config.train.average_decay)
     logger.info("peak taken for utilization: %.3g FLOP/s, %s", monitor.peak_flops_per_second, monitor.peak_source)

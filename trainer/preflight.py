@@ -25,6 +25,7 @@ from trainer.errors import BackendError, CheckpointError, DataError, UserError
 from trainer.files import make_folder, sync, write_atomically
 from trainer.location import is_local, listing, make_location, os_errors, remove_folder, written_file
 from trainer.models.parameters import Parameter
+from trainer.optimizers.slots import num_slot_elements
 from trainer.run_directory import RunDirectory
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
@@ -35,8 +36,6 @@ _DISTRIBUTION = "drumline"
 _MIB, _GIB = 2**20, 2**30
 # A store up to this size is read and hashed, which takes a few seconds; of a larger one sizes and counts are compared.
 _HASHED_BYTES = _GIB
-# Weights, and two moments of AdamW, in float32.
-_BYTES_OF_A_PARAMETER = 12
 # Names, shapes and offsets of tensors, state and manifest.
 _BYTES_OF_A_TENSOR = 600
 _BYTES_OF_THE_REST = 64 * 1024
@@ -185,7 +184,10 @@ def check_space(config: Config) -> str:
         raise UserWarning(f"{directory}: how much room there is cannot be asked for behind a URL")
     weights, _ = _weights(config)
     elements = sum(weight.num_elements for weight in weights.values())
-    each = _BYTES_OF_A_PARAMETER * elements + _BYTES_OF_A_TENSOR * len(weights) + _BYTES_OF_THE_REST
+    elements += num_slot_elements(config.optimizer, weights.values())
+    if config.train.average_decay is not None:
+        elements += sum(weight.num_elements for weight in weights.values() if weight.is_trainable)
+    each = 4 * elements + _BYTES_OF_A_TENSOR * len(weights) + _BYTES_OF_THE_REST
     policy = config.checkpoint
     num_saves = -(-config.train.steps // policy.every)
     kept = policy.keep_last + policy.keep_best + (config.train.steps // policy.keep_every if policy.keep_every else 0)

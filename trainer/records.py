@@ -23,7 +23,7 @@ from trainer.progress import Progress, Rollback
 from trainer.resume import saving_context, snapshot
 from trainer.run_directory import RunDirectory
 from trainer.saver import CheckpointSaver
-from trainer.step import TrainingState
+from trainer.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 

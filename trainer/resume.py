@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from trainer.checkpoint import Checkpoint, discard_after, newest_good, read_checkpoint
+from trainer.checkpoint import AVERAGE, Checkpoint, discard_after, newest_good, read_checkpoint
 from trainer.config import Config
 from trainer.config_io import dump_config
 from trainer.data.corpus import Corpus
@@ -21,7 +21,7 @@ from trainer.errors import CheckpointError
 from trainer.identity import identity, refuse_changes
 from trainer.progress import Progress
 from trainer.run_directory import RunDirectory, versions
-from trainer.step import TrainingState, reset_state
+from trainer.training_state import TrainingState, begin_averages, reset_state
 from trainer.weights import assign_weights
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,13 @@ def saving_context(config: Config, distribution: Distribution) -> dict[str, Any]
 
 def _fill(state: TrainingState, checkpoint: Checkpoint, path: Path) -> Progress:
     assign_weights(state.weights, checkpoint.weights, str(path))
-    assign_weights(_optimizer_variables(state), checkpoint.optimizer, str(path))
+    variables, saved = _optimizer_variables(state), checkpoint.optimizer
+    if bool(state.averages) != any(name.startswith(AVERAGE) for name in saved):
+        # `train.average_decay` was allowed to change: averages end here, or begin as the weights are.
+        variables = {name: variable for name, variable in variables.items() if not name.startswith(AVERAGE)}
+        saved = {name: array for name, array in saved.items() if not name.startswith(AVERAGE)}
+        begin_averages(state)
+    assign_weights(variables, saved, str(path))
     logger.info("going on from %s", path)
     return checkpoint.progress
 
@@ -127,6 +133,6 @@ def _share(progress: Progress | None, state: TrainingState, distribution: Distri
 
 
 def _optimizer_variables(state: TrainingState) -> dict[str, tf.Variable]:
-    moments = {f"first_moments.{name}": moment for name, moment in state.first_moments.items()}
-    moments |= {f"second_moments.{name}": moment for name, moment in state.second_moments.items()}
-    return moments | {"loss_scale": state.loss_scale, "steps_since_overflow": state.steps_since_overflow}
+    variables = {f"{slot}.{name}": variable for slot, each in state.slots.items() for name, variable in each.items()}
+    variables |= {f"{AVERAGE}{name}": average for name, average in state.averages.items()}
+    return variables | {"loss_scale": state.loss_scale, "steps_since_overflow": state.steps_since_overflow}

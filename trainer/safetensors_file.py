@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -53,8 +54,8 @@ def write_tensors(
     return num_bytes, digest.hexdigest()
 
 
-def read_tensors(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The tensors by name, each read into an array of its own.
+def read_tensors(file: BinaryIO, prefix: str = "") -> dict[str, np.ndarray]:
+    """The tensors whose names begin with `prefix`, by name, each read into an array of its own.
 
     Of a file that was verified: raises ValueError for one that is cut short or is none, but not for any other damage.
     """
@@ -62,6 +63,10 @@ def read_tensors(file: BinaryIO) -> dict[str, np.ndarray]:
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if not name.startswith(prefix):
+            begin, end = entry["data_offsets"]
+            file.seek(end - begin, os.SEEK_CUR)
+            continue
         array = np.empty(entry["shape"], _DTYPES[entry["dtype"]])
         view = _bytes_of(array)
         while len(view):

@@ -1,4 +1,4 @@
-"""One update: loss, gradients, accumulation, one reduction, clipping, AdamW; and the loop over updates inside the graph.
+"""One update: loss, gradients, accumulation, one reduction, clipping, optimizer; and the loop over updates inside the graph.
 
 Axes: A micro-batches of an update, M rows of a micro-batch on one replica, T tokens of a row.
 """
@@ -6,9 +6,7 @@ Axes: A micro-batches of an update, M rows of a micro-batch on one replica, T to
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +16,13 @@ from trainer.config import BatchPlan, Config
 from trainer.distribution import Distribution
 from trainer.models.blocks import DropoutKey
 from trainer.models.parameters import Parameter
-from trainer.optimizer import learning_rate, update_weight
+from trainer.optimizers.average import move_average
+from trainer.optimizers.choice import update_weight
+from trainer.optimizers.schedules import learning_rate
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
-from trainer.pretrained.reading import open_pretrained
-from trainer.sizes import Sizes
 from trainer.tasks.choice import choose_task
-from trainer.tasks.parameters import run_parameters
 from trainer.tasks.task import Features, Task
+from trainer.training_state import TrainingState
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
 
@@ -40,66 +38,6 @@ REPORTED = {
     "data_wait_seconds": tf.float64,
     "sample_ids": tf.int64,
 }
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """All variables of a run, by the names of `tasks.parameters`. Weights and moments are float32 in every precision;
-    moments are only of weights that are trained.
-
-    What is not here is a function of the step: the learning rate, the data order, the dropout masks.
-    """
-
-    parameters: dict[str, Parameter]
-    weights: dict[str, tf.Variable]
-    first_moments: dict[str, tf.Variable]
-    second_moments: dict[str, tf.Variable]
-    loss_scale: tf.Variable
-    steps_since_overflow: tf.Variable
-
-    @property
-    def variables(self) -> list[tf.Variable]:
-        moments = [*self.first_moments.values(), *self.second_moments.values()]
-        return [*self.weights.values(), *moments, self.loss_scale, self.steps_since_overflow]
-
-
-def create_weights(config: Config, sizes: Sizes) -> dict[str, tf.Variable]:
-    """The weights as they begin where nothing is read into them: a function of the run's seed and each weight's name."""
-    return {
-        name: tf.Variable(_initial_value(parameter, config.run.seed, name), name=name)
-        for name, parameter in run_parameters(config, sizes).items()
-    }
-
-
-def create_state(config: Config, sizes: Sizes) -> TrainingState:
-    """A run's variables as they begin where nothing is read into them; to be called in the distribution's scope. It is
-    `reset_state` that reads `model.initialize_from`, once it is known that there is no checkpoint."""
-    specification = run_parameters(config, sizes)
-    trained = {name: each for name, each in specification.items() if each.is_trainable}
-    return TrainingState(
-        parameters=specification,
-        weights=create_weights(config, sizes),
-        first_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in trained.items()},
-        second_moments={name: tf.Variable(tf.zeros(each.shape)) for name, each in trained.items()},
-        loss_scale=tf.Variable(_initial_loss_scale(config)),
-        steps_since_overflow=tf.Variable(0.0),
-    )
-
-
-def reset_state(config: Config, state: TrainingState) -> None:
-    """Makes a run's variables what they are when it begins: the weights random, or as `model.initialize_from` has them.
-
-    Raises UserError where that folder cannot be read, or is of another model.
-    """
-    pretrained = open_pretrained(config, state.parameters) if config.model.initialize_from is not None else {}
-    for name, parameter in state.parameters.items():
-        is_read = name in pretrained
-        state.weights[name].assign(pretrained[name] if is_read else _initial_value(parameter, config.run.seed, name))
-        if parameter.is_trainable:
-            state.first_moments[name].assign(tf.zeros(parameter.shape))
-            state.second_moments[name].assign(tf.zeros(parameter.shape))
-    state.loss_scale.assign(_initial_loss_scale(config))
-    state.steps_since_overflow.assign(0.0)
 
 
 def choose_compiler(config: Config) -> tuple[bool, str]:
@@ -224,7 +162,8 @@ def _update_function(
     position: GraphPosition,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """One update, as a replica sees it."""
-    trained, frozen = list(state.first_moments), [name for name in state.weights if name not in state.first_moments]
+    trained = [name for name, parameter in state.parameters.items() if parameter.is_trainable]
+    frozen = [name for name in state.weights if name not in trained]
     differentiation = _differentiation(config, choose_task(config), trained, frozen)
     differentiate = tf.function(differentiation, jit_compile=use_xla, autograph=False)
     scaled = config.train.precision == "float16"
@@ -265,10 +204,8 @@ def _update_function(
         distribution.update(
             _weight_update(config),
             [
-                (state.weights[name], first, second, gradient, state.parameters[name], factor, rate, step)
-                for (name, first), second, gradient in zip(
-                    state.first_moments.items(), state.second_moments.values(), gradients, strict=True
-                )
+                (state.weights[name], *state.beside(name), gradient, state.parameters[name], factor, rate, step)
+                for name, gradient in zip(trained, gradients, strict=True)
             ],
             only_if=finite,
         )
@@ -355,19 +292,22 @@ def _after(mark: Callable[[], tf.Operation], tensors: list[tf.Tensor]) -> list[t
 
 
 def _weight_update(config: Config) -> Callable[..., None]:
-    """The change of one weight."""
+    """The change of one weight, of what the optimizer keeps of it, and of its average where there is one."""
 
     def change(
         weight: tf.Variable,
-        first_moment: tf.Variable,
-        second_moment: tf.Variable,
+        slots: Mapping[str, tf.Variable],
+        average: tf.Variable | None,
         gradient: tf.Tensor,
         parameter: Parameter,
         factor: tf.Tensor,
         rate: tf.Tensor,
         step: tf.Tensor,
     ) -> None:
-        update_weight(config.optimizer, parameter, weight, first_moment, second_moment, gradient * factor, rate, step)
+        update_weight(config.optimizer, parameter, weight, slots, gradient * factor, rate, step)
+        if average is not None:
+            assert config.train.average_decay is not None
+            move_average(average, weight, config.train.average_decay, step)
 
     return change
 
@@ -382,18 +322,3 @@ def _loss_scale_update(growth_steps: int) -> Callable[..., None]:
         steps_since_overflow.assign(tf.where(quiet >= growth_steps, 0.0, quiet))
 
     return change
-
-
-def _initial_loss_scale(config: Config) -> float:
-    return config.train.initial_loss_scale if config.train.precision == "float16" else 1.0
-
-
-def _initial_value(parameter: Parameter, seed: int, name: str) -> tf.Tensor:
-    match parameter.initializer:
-        case "normal":
-            key = (seed, zlib.crc32(name.encode()) & 0x7FFFFFFF)
-            return tf.random.stateless_normal(parameter.shape, key, stddev=parameter.standard_deviation)
-        case "zeros":
-            return tf.zeros(parameter.shape)
-        case "ones":
-            return tf.ones(parameter.shape)

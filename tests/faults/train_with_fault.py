@@ -24,8 +24,8 @@ import tensorflow as tf
 
 from trainer import cli, loop
 from trainer.data import pipeline
-from trainer.step import TrainingState
 from trainer.tasks.language_modeling import LanguageModeling
+from trainer.training_state import TrainingState
 
 # A target below zero does not count; the product's own is -1.
 MARK = -2

@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit_end_the_run_before_its_first_step(prepared: Pat
 def test_a_run_that_goes_back_to_its_beginning_goes_back_to_the_folder(prepared: Path) -> None:
     from trainer.resume import roll_back
     from trainer.run_directory import RunDirectory
-    from trainer.step import create_state
+    from trainer.training_state import create_state
 
     config = pretrained_config(prepared, "back")
     distribution = connect(config.distribution)

@@ -77,6 +77,18 @@ def test_what_is_written_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     assert read_weights(path).keys() == written.weights.keys()
 
 
+def test_weights_to_evaluate_are_the_averages_where_there_are_some(tmp_path: Path) -> None:
+    written = checkpoint(12)
+    average = {"average/gain": np.full(4, 0.25, np.float32)}
+    path = write_checkpoint(tmp_path, replace(written, optimizer={**written.optimizer, **average}), {})
+    weights = read_weights(path)
+    assert list(weights) == list(read_checkpoint(path).weights)
+    np.testing.assert_array_equal(weights["gain"], average["average/gain"])
+    np.testing.assert_array_equal(weights["token_embedding"], written.weights["token_embedding"])
+    np.testing.assert_array_equal(read_checkpoint(path).weights["gain"], written.weights["gain"])
+    assert read_checkpoint(path).optimizer.keys() == written.optimizer.keys() | average.keys()
+
+
 def test_the_manifest_names_every_file_with_size_and_hash(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, checkpoint(3, loss=1.5), {"world_size": 2, "config_sha256": "ab" * 32})
     manifest = json.loads((path / MANIFEST).read_text())

@@ -52,6 +52,13 @@ def test_what_we_write_the_projects_own_reader_reads(tmp_path: Path) -> None:
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_of_a_file_those_whose_names_begin_so_are_read() -> None:
+    content = io.BytesIO()
+    write_tensors(content, examples())
+    content.seek(0)
+    same({name: array for name, array in examples().items() if name.startswith("s")}, read_tensors(content, "s"))
+
+
 def test_what_we_write_we_read(tmp_path: Path) -> None:
     content = io.BytesIO()
     write_tensors(content, examples())

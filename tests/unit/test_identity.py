@@ -60,7 +60,9 @@ def test_a_run_from_before_there_were_other_tasks_goes_on() -> None:
         "model.lora": None,
         "model.token_types": 0,
         "optimizer.freeze": [],
+        "optimizer.momentum": None,
         "train.label_smoothing": 0.0,
+        "train.average_decay": None,
     }
     assert refuse_changes(SAVED | {"data.pack": True}, now, (), "step-1") == []
     with pytest.raises(CheckpointError, match=r"optimizer\.freeze was \[\] and is now \[\"output\"\]"):

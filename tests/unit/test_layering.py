@@ -35,6 +35,7 @@ WITHOUT_TENSORFLOW = (
     "trainer.data.manifest",
     "trainer.errors",
     "trainer.models.parameters",
+    "trainer.optimizers.slots",
     # The watchdog must be there before TensorFlow, and start no runtime; checkpoints are listed without it.
     "trainer.checkpoint",
     "trainer.checkpoint_lock",

@@ -101,3 +101,21 @@ def test_operations_of_a_pair_are_those_of_a_row_spread_over_its_tokens() -> Non
 def test_the_output_costs_the_same_tied_or_not() -> None:
     untied = SMALL_PAIR.model_copy(update={"tied_output": False})
     assert flops_per_token(untied, 20, 10, 4) == flops_per_token(SMALL_PAIR, 20, 10, 4)
+
+
+GATED = {"activation": "swiglu", "biases": False, "num_heads": 4, "num_key_value_heads": 2, "width": 16, "num_layers": 1}
+
+
+def test_hidden_matrices_are_those_of_the_layers_and_say_what_they_are_made_of() -> None:
+    weights = parameters(ModelConfig(family="gpt", tied_output=False, **GATED), 50, 8)
+    hidden = {name: each.hidden_columns for name, each in weights.items() if each.is_hidden_matrix}
+    assert hidden == {
+        "blocks.0.attention.query_key_value.kernel": (16, 8, 8),  # 4 heads of queries, 2 of keys and of values, of width 4
+        "blocks.0.attention.output.kernel": (16,),
+        "blocks.0.feed_forward.up.kernel": (64, 64),  # the gate, and what it multiplies
+        "blocks.0.feed_forward.down.kernel": (16,),
+    }
+    pair = parameters(SMALL_PAIR, 50, 8)
+    assert pair["decoder.blocks.2.cross_attention.key_value.kernel"].hidden_columns == (12, 12)
+    for each in [*weights.values(), *pair.values()]:
+        assert not each.is_hidden_matrix or sum(each.hidden_columns) == each.shape[1]

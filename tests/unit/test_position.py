@@ -18,8 +18,9 @@ from trainer.config import plan_batches
 from trainer.distribution import Distribution, connect
 from trainer.position import GraphPosition
 from trainer.sizes import Sizes
-from trainer.step import compile_training, create_state
+from trainer.step import compile_training
 from trainer.tasks.language_modeling import LanguageModeling
+from trainer.training_state import create_state
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 

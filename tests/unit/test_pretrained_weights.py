@@ -33,7 +33,7 @@ from trainer.tasks.parameters import run_parameters
 
 def begin(tensorflow: Any, config: Any, num_labels: int = 0) -> dict[str, Any]:
     """A run's weights as they begin."""
-    from trainer.step import create_state, reset_state
+    from trainer.training_state import create_state, reset_state
 
     state = create_state(config, Sizes(VOCABULARY_SIZE, num_labels))
     reset_state(config, state)

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.config.section import Count, Section, complaint
 
+OptimizerKind = Literal["adamw", "adam", "lamb", "adafactor", "lion", "muon"]
+
+# What the optimizers' papers chose, where that is not the default.
+_KIND_DEFAULTS: dict[OptimizerKind, dict[str, Any]] = {
+    "adamw": {},
+    "adam": {},
+    # You et al. 2020 (arXiv:1904.00962).
+    "lamb": {"beta2": 0.999, "epsilon": 1.0e-6, "weight_decay": 0.01},
+    # Shazeer and Stern 2018 (arXiv:1804.04235): there the epsilon is that of squares.
+    "adafactor": {"epsilon": 1.0e-30, "weight_decay": 0.0},
+    # Chen et al. 2023 (arXiv:2302.06675).
+    "lion": {"beta2": 0.99},
+    # Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon).
+    "muon": {"momentum": 0.95},
+}
+
+# Keys that a kind does not obey.
+_FOREIGN_KEYS: dict[OptimizerKind, tuple[str, ...]] = {
+    "adamw": ("momentum",),
+    "adam": ("momentum", "weight_decay"),
+    "lamb": ("momentum",),
+    "adafactor": ("momentum", "beta1", "beta2"),
+    "lion": ("momentum", "epsilon"),
+    "muon": (),
+}
+
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); decay touches matrices only, never biases, norms or gains.
-    `adam` is the same without decay.
+    """How gradients become updates; decay touches matrices only, never biases, norms or gains.
+
+    `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101); `adam` is the same without decay; `lamb`, `adafactor` and `lion` are
+    what `trainer/optimizers/` says of them. `muon` is for the matrices of the layers; all other weights are then AdamW's, with
+    `beta1`, `beta2` and `epsilon`.
 
     `decay_steps` belongs to `warmup_stable_decay`: the learning rate falls over the last so many steps. `freeze` names
     weights that stay as they are, by patterns such as `token_embedding` or `blocks.0.*`. With a `layer_decay` below 1 each
     layer learns so much more slowly than the one above it (Howard and Ruder 2018, arXiv:1801.06146), the embeddings slowest.
     """
 
-    kind: Literal["adamw", "adam"] = "adamw"
+    kind: OptimizerKind = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)]
     schedule: Literal["constant", "linear", "cosine", "inverse_square_root", "warmup_stable_decay"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -28,6 +57,7 @@ class OptimizerConfig(Section):
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
     epsilon: Annotated[float, Field(gt=0.0)] = 1.0e-8
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     freeze: Annotated[tuple[str, ...], Field(strict=False)] = ()
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -36,6 +66,25 @@ class OptimizerConfig(Section):
     def decay(self) -> float:
         """The weight decay that is applied."""
         return 0.0 if self.kind == "adam" else self.weight_decay
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_chooses_first(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kind", "adamw") in _KIND_DEFAULTS:
+            return {**_KIND_DEFAULTS[given.get("kind", "adamw")], **given}
+        return given
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_kind(self) -> OptimizerConfig:
+        """Refuses what the kind would not obey."""
+        for key in _FOREIGN_KEYS[self.kind]:
+            # The default may be there: a resolved configuration names all that there is. No decay is what `adam` has.
+            obeyed = [type(self).model_fields[key].default, *([0.0] if key == "weight_decay" else [])]
+            if getattr(self, key) not in obeyed:
+                raise complaint(key, f"{getattr(self, key)}", f"nothing: {self.kind} does not have it")
+        if self.kind == "muon" and self.momentum is None:
+            raise complaint("momentum", "null", "a number below 1: muon needs it")
+        return self
 
     @model_validator(mode="after")
     def _schedule_has_what_it_needs(self) -> OptimizerConfig:
@@ -52,9 +101,6 @@ class OptimizerConfig(Section):
                 else "it only with schedule warmup_stable_decay"
             )
             raise complaint("decay_steps", "nothing" if self.decay_steps is None else f"{self.decay_steps}", expected)
-        # The default may be there: a resolved configuration names all that there is.
-        if self.kind == "adam" and self.weight_decay not in (0.0, type(self).model_fields["weight_decay"].default):
-            raise complaint("weight_decay", f"{self.weight_decay}", "none with adam: adamw has it")
         return self
 
 
@@ -68,6 +114,9 @@ class TrainConfig(Section):
     `steps_per_loop` updates are made in one call of TensorFlow, or as many as fit into `loop_seconds`: between calls a stop
     is heard. `deterministic` makes two runs on the same devices equal to the last bit. `label_smoothing` gives so much of
     each target's weight to all classes alike (Szegedy et al. 2016, arXiv:1512.00567), in training alone.
+
+    With an `average_decay` d the run also keeps, of each trained weight, a moving average: d times what it was, and 1 - d
+    times the weight after the update. It is what is evaluated, predicted with and exported; training goes on with its own.
     """
 
     steps: Count
@@ -81,6 +130,7 @@ class TrainConfig(Section):
     initial_loss_scale: Annotated[float, Field(ge=1.0)] = 32_768.0
     loss_scale_growth_steps: Count = 2_000
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> TrainConfig:

@@ -81,6 +81,9 @@ class Config(Section):
         if optimizer.decay_steps is not None and optimizer.warmup_steps + optimizer.decay_steps > train.steps:
             expected = f"warm-up and decay within train.steps, which is {train.steps}"
             yield "optimizer", "decay_steps", f"{optimizer.decay_steps}", expected, ()
+        if optimizer.kind == "muon" and (self.model.lora is not None or self.model.family == "bag_of_embeddings"):
+            what = self.model.family if self.model.lora is None else "lora"
+            yield "optimizer", "kind", "muon", f"another: with {what} no matrix within the model is trained", ()
         if self.model.family not in FAMILIES[self.task]:
             expected = f"{' or '.join(FAMILIES[self.task])} for {self.task}"
             yield "model", "family", self.model.family, expected, ()

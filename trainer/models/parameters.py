@@ -6,7 +6,7 @@ No TensorFlow here: `drumline check` counts with the same list that training all
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainer.config import ModelConfig
@@ -14,17 +14,26 @@ from trainer.config import ModelConfig
 
 @dataclass(frozen=True)
 class Parameter:
-    """One weight: where it begins, and whether weight decay applies to it (to matrices only)."""
+    """One weight: where it begins, and whether weight decay applies to it (to matrices only).
+
+    `hidden_columns` is of matrices between vectors within the model, not of embeddings, outputs and heads: how many columns
+    has each of the matrices that stand side by side in it, such as those of queries, keys and values.
+    """
 
     shape: tuple[int, ...]
     initializer: Literal["normal", "zeros", "ones"]
     standard_deviation: float = 0.0
     is_trainable: bool = True
     rate_scale: float = 1.0  # of its learning rate
+    hidden_columns: tuple[int, ...] = ()
 
     @property
     def decays(self) -> bool:
         return len(self.shape) > 1
+
+    @property
+    def is_hidden_matrix(self) -> bool:
+        return bool(self.hidden_columns)
 
     @property
     def num_elements(self) -> int:
@@ -174,23 +183,25 @@ def _side(model: ModelConfig, side: str, num_layers: int, num_residuals: int) ->
 def _layer(model: ModelConfig, block: str, num_residuals: int, *, looks_at_source: bool = False) -> dict[str, Parameter]:
     """One layer, of a side with `num_residuals` projections back into the residual stream."""
     width, hidden, attention = model.width, model.hidden_width, model.attention_width
-    pairs = 2 * model.key_value_heads * model.head_width
+    pairs = model.key_value_heads * model.head_width
     begin = _deviations(model, num_residuals)
 
-    def matrix(name: str, inputs: int, outputs: int, deviation: float) -> dict[str, Parameter]:
-        return linear(f"{block}.{name}", inputs, outputs, deviation, biases=model.biases)
+    def matrix(name: str, inputs: int, columns: tuple[int, ...], deviation: float) -> dict[str, Parameter]:
+        result = linear(f"{block}.{name}", inputs, sum(columns), deviation, biases=model.biases)
+        kernel = f"{block}.{name}.kernel"
+        return result | {kernel: replace(result[kernel], hidden_columns=columns)}
 
     result = normalization(model, f"{block}.attention_norm")
-    result |= matrix("attention.query_key_value", width, attention + pairs, begin.queries_keys_values)
-    result |= matrix("attention.output", attention, width, begin.attention_output)
+    result |= matrix("attention.query_key_value", width, (attention, pairs, pairs), begin.queries_keys_values)
+    result |= matrix("attention.output", attention, (width,), begin.attention_output)
     if looks_at_source:
         result |= normalization(model, f"{block}.cross_attention_norm")
-        result |= matrix("cross_attention.query", width, attention, begin.queries_keys_values)
-        result |= matrix("cross_attention.key_value", width, pairs, begin.queries_keys_values)
-        result |= matrix("cross_attention.output", attention, width, begin.attention_output)
+        result |= matrix("cross_attention.query", width, (attention,), begin.queries_keys_values)
+        result |= matrix("cross_attention.key_value", width, (pairs, pairs), begin.queries_keys_values)
+        result |= matrix("cross_attention.output", attention, (width,), begin.attention_output)
     result |= normalization(model, f"{block}.feed_forward_norm")
-    result |= matrix("feed_forward.up", width, 2 * hidden if model.is_gated else hidden, begin.inner)
-    return result | matrix("feed_forward.down", hidden, width, begin.feed_forward_output)
+    result |= matrix("feed_forward.up", width, (hidden, hidden) if model.is_gated else (hidden,), begin.inner)
+    return result | matrix("feed_forward.down", hidden, (width,), begin.feed_forward_output)
 
 
 def _multiplied(weights: dict[str, Parameter], prefix: str) -> int:

@@ -15,7 +15,8 @@ from trainer.distribution import connect
 from trainer.pretrained.trained import merge_low_rank
 from trainer.run_directory import open_run
 from trainer.sizes import Sizes
-from trainer.step import PRECISIONS, create_weights
+from trainer.step import PRECISIONS
+from trainer.training_state import create_weights
 from trainer.weights import assign_weights
 
 

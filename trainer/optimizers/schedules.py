@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as pure functions of the step, and the AdamW update of one weight."""
+"""Learning-rate schedules, as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import tensorflow as tf
 
 from trainer.config import OptimizerConfig
-from trainer.models.parameters import Parameter
 
 
 def learning_rate(optimizer: OptimizerConfig, num_steps: int, step: tf.Tensor) -> tf.Tensor:
@@ -34,37 +33,3 @@ def learning_rate(optimizer: OptimizerConfig, num_steps: int, step: tf.Tensor) -
             fallen = (now - (num_steps - optimizer.decay_steps)) / optimizer.decay_steps
             rate = peak + (least - peak) * tf.clip_by_value(fallen, 0.0, 1.0)
     return tf.where(now < warmup, peak * (now + 1.0) / max(1, warmup), rate)
-
-
-def update_weight(
-    optimizer: OptimizerConfig,
-    parameter: Parameter,
-    weight: tf.Variable,
-    first_moment: tf.Variable,
-    second_moment: tf.Variable,
-    gradient: tf.Tensor,
-    rate: tf.Tensor,
-    step: tf.Tensor,
-) -> None:
-    """One AdamW update in place (Loshchilov and Hutter 2019, algorithm 2), all in float32.
-
-    The fused kernel divides by sqrt(v) + epsilon where the paper divides by sqrt(v / correction) + epsilon: the same
-    once the correction is taken out of both the step and epsilon.
-    """
-    updates = tf.cast(step + 1, tf.float32)
-    power1, power2 = tf.pow(optimizer.beta1, updates), tf.pow(optimizer.beta2, updates)
-    rate *= parameter.rate_scale
-    if parameter.decays and optimizer.decay:
-        weight.assign(weight * (1.0 - rate * optimizer.decay))
-    tf.raw_ops.ResourceApplyAdam(
-        var=weight.handle,
-        m=first_moment.handle,
-        v=second_moment.handle,
-        beta1_power=power1,
-        beta2_power=power2,
-        lr=rate,
-        beta1=optimizer.beta1,
-        beta2=optimizer.beta2,
-        epsilon=optimizer.epsilon * tf.sqrt(1.0 - power2),
-        grad=gradient,
-    )
