@@ -74,13 +74,13 @@ def requested(arguments: argparse.Namespace) -> Request | None:
 
 
 def _refuse_what_does_not_belong(there: set[str], num_nodes: int, devices_per_node: int) -> None:
-    for names, number, needed in (
-        (("--bandwidth", "--latency"), num_nodes, "--nodes"),
-        (("--link-bandwidth", "--link-latency"), devices_per_node, "--gpus-per-node"),
+    for names, number, got, needed in (
+        (("--bandwidth", "--latency"), num_nodes, "1 node", "--nodes"),
+        (("--link-bandwidth", "--link-latency"), devices_per_node, "1 device a node", "--gpus-per-node"),
     ):
         for name in names:
             if number == 1 and name in there:
-                raise UserError(f"{name}: got it with one of {needed}, where nothing is sent; leave it out, or set {needed}")
+                raise UserError(f"{name}: got it with {got}, where nothing is sent; leave it out, or set {needed}")
     if num_nodes > 1 and "--bandwidth" not in there:
         raise UserError(f"--bandwidth: got none for {num_nodes} nodes; expected that of a node to others, such as 400Gb/s")
 
