@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from trainer.config import ENCODER_DECODERS, BatchPlan, Config, ModelConfig, plan_batches
 from trainer.data.manifest import MANIFEST_NAME, Split, StoreManifest, read_manifest_of
@@ -24,25 +25,33 @@ def report(config: Config, num_replicas: int) -> str:
 
     Raises ConfigError where the batch does not divide, DataError where the store is damaged or was made with other settings.
     """
-    store = Path(config.data.store)
-    manifest = read_manifest_of(config) if (store / MANIFEST_NAME).exists() else None
-    vocabulary_size, origin = _vocabulary(config, manifest)
-    labels = manifest.labels if manifest is not None else config.data.labels or ()
-    sizes = Sizes(vocabulary_size, len(labels))
+    sizes, origin, manifest = find_sizes(config)
     weights = run_parameters(config, sizes)
     plan = plan_batches(config.train, num_replicas)
 
     lines = [("run", f"{Path(config.run.directory) / config.run.name}, {config.train.steps:,} steps")]
-    lines.append(("vocabulary", f"{vocabulary_size:,} tokens, {origin}"))
+    lines.append(("vocabulary", f"{sizes.vocabulary_size:,} tokens, {origin}"))
     lines.append(("parameters", _describe_parameters(weights)))
-    lines += _describe_memory(config, estimate_memory(config, plan, weights, vocabulary_size))
-    lines += _describe_batches(config, plan)
+    lines += _describe_memory(config, estimate_memory(config, plan, weights, sizes.vocabulary_size))
+    lines += describe_batches(config, plan)
     lines += _describe_data(config, manifest)
     flops = run_flops_per_token(config, sizes)
-    num_tokens = config.train.steps * plan.global_batch_size * _places(config)
+    num_tokens = config.train.steps * plan.global_batch_size * tokens_of_row(config)
     lines.append(("computation", f"{flops:,} FLOPs a token, {flops * num_tokens:.3g} FLOPs for the run"))
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines)
+
+
+def find_sizes(config: Config) -> tuple[Sizes, str, StoreManifest | None]:
+    """What of the model's size the data decide, how the vocabulary is known, and the store's manifest where it is prepared.
+
+    Raises DataError where the store is damaged or was made with other settings.
+    """
+    is_prepared = (Path(config.data.store) / MANIFEST_NAME).exists()
+    manifest = read_manifest_of(config) if is_prepared else None
+    vocabulary_size, origin = _vocabulary(config, manifest)
+    labels = manifest.labels if manifest is not None else config.data.labels or ()
+    return Sizes(vocabulary_size, len(labels)), origin, manifest
 
 
 @dataclass(frozen=True)
@@ -61,20 +70,29 @@ class Memory:
         return self.weights + self.gradients + self.moments + self.average + self.compute_copies + self.activations
 
 
-def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Parameter], vocabulary_size: int) -> Memory:
+def estimate_memory(
+    config: Config,
+    plan: BatchPlan,
+    weights: dict[str, Parameter],
+    vocabulary_size: int,
+    *,
+    recompute: Literal["none", "blocks"] = "none",
+) -> Memory:
     """Weights, gradients, the optimizer's moments (`slot_shapes`) and the weights' average are float32, whatever the
     precision; the latter adds a copy to compute with. All but the weights are only of those that are trained; where
     micro-batches are added up there are two gradients: the sum, and that of the micro-batch.
 
     Activations are those that the backward pass needs, of one micro-batch of R rows of T tokens, in the computation's
     precision, as `_row_activations` counts them; and, where the task scores tokens, logits and their gradient in float32
-    (2 V). Mixup computes two rows for one. What a compiler keeps beside them, or saves, is not counted: take it as the order
-    of magnitude.
+    (2 V). Mixup computes two rows for one. Where blocks are recomputed (Chen et al. 2016, arXiv:1604.06174) each layer
+    keeps its input alone, and what one layer needs is there at once. What a compiler keeps beside them, or saves, is not
+    counted: take it as the order of magnitude.
     """
     elements = sum(weight.num_elements for weight in weights.values())
     trained = sum(weight.num_elements for weight in weights.values() if weight.is_trainable)
     size = _BYTES[config.train.precision]
-    row = size * _row_activations(config.model, config.data.sequence_length, config.target_length)
+    count = _row_activations if recompute == "none" else _row_activations_of_recomputed_blocks
+    row = size * count(config.model, config.data.sequence_length, config.target_length)
     if config.task not in ("classification", "question_answering"):
         scored = config.target_length if config.model.family in ENCODER_DECODERS else config.data.sequence_length
         row += 4 * 2 * max(vocabulary_size, config.model.vocabulary_size or 0) * scored
@@ -99,9 +117,27 @@ def _row_activations(model: ModelConfig, length: int, target_length: int) -> int
     source = length * (model.num_layers * _layer_activations(model, length) + 2 * model.width)
     if model.family not in ENCODER_DECODERS:
         return source
+    target = target_length * 2 * model.width + model.decoder_layers * _decoder_layer_activations(model, length, target_length)
+    return source + target
+
+
+def _row_activations_of_recomputed_blocks(model: ModelConfig, length: int, target_length: int) -> int:
+    """As `_row_activations`, but of each layer its input (D a token), and once what the largest layer needs."""
+    if model.family == "bag_of_embeddings":
+        return length * model.width
+    kept = length * (model.num_layers + 2) * model.width
+    at_once = length * _layer_activations(model, length)
+    if model.family not in ENCODER_DECODERS:
+        return kept + at_once
+    kept += target_length * (model.decoder_layers + 2) * model.width
+    return kept + max(at_once, _decoder_layer_activations(model, length, target_length))
+
+
+def _decoder_layer_activations(model: ModelConfig, length: int, target_length: int) -> int:
+    """Of all target tokens in a layer of a decoder that looks at `length` source tokens."""
     look = 2 * model.width + 2 * model.attention_width + model.num_heads * length
-    target = target_length * (model.decoder_layers * (_layer_activations(model, target_length) + look) + 2 * model.width)
-    return source + target + length * model.decoder_layers * 2 * model.key_value_heads * model.head_width
+    of_source = length * 2 * model.key_value_heads * model.head_width
+    return target_length * (_layer_activations(model, target_length) + look) + of_source
 
 
 def _layer_activations(model: ModelConfig, length: int) -> int:
@@ -158,17 +194,25 @@ def _describe_parameters(weights: dict[str, Parameter]) -> str:
 
 
 def _describe_memory(config: Config, memory: Memory) -> list[tuple[str, str]]:
-    parts = [f"weights {amount(memory.weights)}", f"gradients {amount(memory.gradients)}"]
-    parts.append(f"{_OPTIMIZERS[config.optimizer.kind]}'s moments {amount(memory.moments)}")
-    if memory.average:
-        parts.append(f"the weights' average {amount(memory.average)}")
-    if memory.compute_copies:
-        parts.append(f"compute copies {amount(memory.compute_copies)}")
-    parts.append(f"activations about {amount(memory.activations)}")
+    parts = [f"{name} {amount(num_bytes)}" for name, num_bytes in memory_parts(config, memory).items()]
     return [("memory", f"about {amount(memory.total)} on each replica: {', '.join(parts)}")]
 
 
-def _describe_batches(config: Config, plan: BatchPlan) -> list[tuple[str, str]]:
+def memory_parts(config: Config, memory: Memory) -> dict[str, int]:
+    """Bytes by what they are of; without what there is none of."""
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        f"{_OPTIMIZERS[config.optimizer.kind]}'s moments": memory.moments,
+        "the weights' average": memory.average,
+        "compute copies": memory.compute_copies,
+        "activations": memory.activations,
+    }
+    return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
+
+
+def describe_batches(config: Config, plan: BatchPlan) -> list[tuple[str, str]]:
+    """How an update falls on replicas and micro-batches, and how many tokens it has."""
     length = f"{config.data.sequence_length:,}"
     if config.model.family in ENCODER_DECODERS:
         length += f" and {config.target_length:,} tokens"
@@ -176,12 +220,12 @@ def _describe_batches(config: Config, plan: BatchPlan) -> list[tuple[str, str]]:
     micro = "1 micro-batch" if plan.num_micro_batches == 1 else f"{plan.num_micro_batches} micro-batches"
     rows = plan.rows_per_micro_batch
     batch = f"{plan.global_batch_size:,} sequences of {length} = {replicas} x {micro} x {rows} sequences"
-    tokens = plan.global_batch_size * _places(config)
+    tokens = plan.global_batch_size * tokens_of_row(config)
     amounts = f"{tokens:,} an update, {tokens * config.train.steps:,} in the run"
     return [("batch", batch), ("tokens", amounts if config.packing == "stream" else f"{amounts}, padding included")]
 
 
-def _places(config: Config) -> int:
+def tokens_of_row(config: Config) -> int:
     """How many tokens a row holds; of an encoder-decoder in source and target."""
     return config.data.sequence_length + (config.target_length if config.model.family in ENCODER_DECODERS else 0)
 

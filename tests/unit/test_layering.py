@@ -46,6 +46,13 @@ WITHOUT_TENSORFLOW = (
     "trainer.monitor.roll_call",
     "trainer.monitor.watchdog",
     "trainer.pace",
+    "trainer.planning",
+    "trainer.planning.assumptions",
+    "trainer.planning.cost",
+    "trainer.planning.hardware",
+    "trainer.planning.plan",
+    "trainer.planning.report",
+    "trainer.planning.request",
     # What it starts imports TensorFlow, in a process of its own.
     "trainer.preflight",
     # Weights are read and written in Hugging Face's format without it; only a SavedModel needs it.

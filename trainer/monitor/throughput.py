@@ -8,27 +8,10 @@ import time
 import tensorflow as tf
 
 from trainer.distribution import Distribution
-
-# Peak of dense matrix products in TFLOP/s: (bfloat16 or float16, float32). From NVIDIA's data sheets; where a GPU has TF32,
-# that is its float32 figure, since TensorFlow uses it by default. Longer names stand before those that they contain.
-GPU_PEAKS = {
-    "B200": (2250.0, 1125.0),
-    "H200": (989.0, 494.5),
-    "H100 PCIe": (756.0, 378.0),
-    "H100": (989.0, 494.5),
-    "L40S": (362.0, 183.0),
-    "L40": (181.0, 90.5),
-    "L4": (121.0, 60.0),
-    "A100": (312.0, 156.0),
-    "A10": (125.0, 62.5),
-    "V100": (125.0, 15.7),
-    "T4": (65.0, 8.1),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 3090": (71.0, 35.6),
-}
+from trainer.planning.hardware import Precision, accelerator_of
 
 
-def peak_flops_per_second(precision: str) -> tuple[float, str]:
+def peak_flops_per_second(precision: Precision) -> tuple[float, str]:
     """Floating-point operations per second that one device reaches at best, and where the figure comes from.
 
     A known GPU's data sheet, otherwise a measured matrix product.
@@ -36,9 +19,10 @@ def peak_flops_per_second(precision: str) -> tuple[float, str]:
     gpus = tf.config.get_visible_devices("GPU")
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
-        for known, (half, single) in GPU_PEAKS.items():
-            if known in name:
-                return (single if precision == "float32" else half) * 1e12, f"data sheet of the {known}"
+        known = accelerator_of(name)
+        peak = None if known is None else known.peak(precision)
+        if known is not None and peak is not None:
+            return peak, known.source
     return _measured_matrix_product(tf.dtypes.as_dtype(precision)), "measured matrix product"
 
 

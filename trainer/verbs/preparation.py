@@ -9,6 +9,7 @@ from launch.cli import positive
 from launch.doctor import add_arguments as add_doctor_arguments
 from trainer.arguments import Parser, Verbs, add_config, shard
 from trainer.errors import UserError
+from trainer.verbs.planner import add_planner_options, requested
 
 
 def add_prepare(verbs: Verbs, common: Parser) -> None:
@@ -30,10 +31,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def add_check(verbs: Verbs, common: Parser) -> None:
-    parser = verbs.add_parser("check", help="validate; parameters, memory, batches, epochs; starts nothing", parents=[common])
+    parser = verbs.add_parser(
+        "check", help="validate; parameters, memory, batches, epochs, plans for a cluster; starts nothing", parents=[common]
+    )
     add_config(parser, nargs="?")
     parser.add_argument("--replicas", type=positive, metavar="N", help="for so many (default: as configured, or 1)")
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of configurations, for editors")
+    add_planner_options(parser)
     parser.set_defaults(handler=_check, parser=parser)
 
 
@@ -46,8 +50,13 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise UserError("check: got no CONFIG, expected a YAML file, or --schema")
     from trainer.check import report
+    from trainer.planning.report import planning_report
 
+    request = requested(arguments)
     config = load_config(arguments.config, arguments.overrides)
+    if request is not None:
+        print(planning_report(config, request))
+        return 0
     print(report(config, arguments.replicas or config.distribution.num_replicas or 1))
     return 0
 
