@@ -61,8 +61,8 @@ ACCELERATORS: Mapping[str, Accelerator] = {
         ("a10", "A10", 24, 125, 62.5, True, 600, "PCIe", 32, "data sheet of the A10"),
         # Amazon's own, with about half of the A10's matrix units.
         ("a10g", "A10G", 24, 70, 35, True, 600, "PCIe", 32, "data sheet of the A10G"),
-        ("rtx-3090", "RTX 3090", 24, 71, 35.6, True, 936, "PCIe", 32, "NVIDIA's GA102 white paper"),
-        ("rtx-4090", "RTX 4090", 24, 165.2, 82.6, True, 1008, "PCIe", 32, "NVIDIA's Ada white paper"),
+        ("rtx-3090", "RTX 3090", 24, 71, 35.6, True, 936, "PCIe", 32, "data sheet of the RTX 3090 (GA102 paper)"),
+        ("rtx-4090", "RTX 4090", 24, 165.2, 82.6, True, 1008, "PCIe", 32, "data sheet of the RTX 4090 (Ada paper)"),
     )
 }
 # Of a CPU nothing is known beforehand: all its figures are to be given.
