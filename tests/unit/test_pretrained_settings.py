@@ -136,6 +136,20 @@ def test_a_configuration_is_filled_from_the_folder(tmp_path: Path) -> None:
     assert (config.data.tokenizer.kind, config.data.tokenizer.path) == ("pretrained", str(folder))
 
 
+def test_how_a_classifier_reads_an_encoder_is_the_run_s_own_choice(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 300}
+    (folder / "config.json").write_text(json.dumps({**BERT, **sizes}))
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "task: classification\n" + RUN.replace("data:", "data:\n  format: jsonl") + "checkpoint: {best_metric: accuracy}\n"
+    )
+    overrides = [f"model.initialize_from={folder}"]
+    assert load_config(path, overrides).model.pooling == "first"
+    assert load_config(path, [*overrides, "model.pooling=mean"]).model.pooling == "mean"
+
+
 def test_the_folder_may_be_named_by_an_override(tmp_path: Path) -> None:
     folder = weights_folder(tmp_path)
     path = tmp_path / "run.yaml"
