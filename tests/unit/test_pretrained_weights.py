@@ -97,6 +97,9 @@ def test_the_head_of_a_task_is_taken_where_it_is_there_and_else_begins_random(
         pretrained = open_pretrained(config, parameters)
     assert pretrained.random == ["pooler.kernel", "pooler.bias", "classifier.kernel", "classifier.bias"]
     assert "they begin random: pooler.kernel" in caplog.text
+    averaging = run_of(tmp_path / "folder", tmp_path, "classification", ", pooling: mean")
+    head = run_parameters(averaging, Sizes(VOCABULARY_SIZE, num_labels=3))
+    assert open_pretrained(averaging, head).random == ["classifier.kernel", "classifier.bias"]
     masked = run_of(tmp_path / "folder", tmp_path, "masked_language_modeling")
     assert "masked.transform.kernel" in open_pretrained(masked, run_parameters(masked, Sizes(VOCABULARY_SIZE)))
 

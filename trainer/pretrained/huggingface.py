@@ -36,6 +36,8 @@ def check_format(config: Config) -> Format:
     """Which of their formats a run's model is written in. Raises UserError where it has none."""
     model = config.model
     known, misfits = format_of(model)
+    if model.pooling != "first":  # their classifiers read [CLS]
+        known, misfits = None, [*misfits, "pooling"]
     if known is None:
         got = ", ".join(f"model.{key}: {json.dumps(getattr(model, key))}" for key in misfits)
         raise UserError(f"--format huggingface: got {got}, which no model of transformers has; take --format savedmodel")

@@ -41,7 +41,7 @@ def _misfits(known: Format, model: ModelConfig) -> dict[str, bool]:
                 "num_heads": model.width % model.num_heads != 0,
             }
         case "bert":
-            return {"token_types": model.token_types == 0, "pooling": model.pooling != "first", **attends_otherwise}
+            return {"token_types": model.token_types == 0, **attends_otherwise}
         case "t5":
             return {
                 "normalization": model.normalization != "rms_norm",
