@@ -147,6 +147,7 @@ def _set_up(
     from trainer.resume import saving_context, snapshot
     from trainer.run_directory import RunDirectory
     from trainer.saver import CheckpointSaver
+    from trainer.sizes import Sizes
     from trainer.step import choose_compiler, compile_training
     from trainer.training_state import create_state
 
@@ -155,7 +156,7 @@ def _set_up(
     corpus = open_corpus(config)
     distribution = connect(config.distribution)
     plan = plan_batches(config.train, distribution.num_replicas)
-    state = create_state(config, corpus.manifest.vocabulary_size)
+    state = create_state(config, Sizes(corpus.manifest.vocabulary_size))
     train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
     batches = distribution.iterate(training_batches(corpus.train, corpus.order, plan, 0, distribution.replicas))
     step = 0

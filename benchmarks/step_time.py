@@ -117,6 +117,7 @@ def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool
     from trainer.config import Config, plan_batches
     from trainer.distribution import connect, make_deterministic
     from trainer.position import GraphPosition
+    from trainer.sizes import Sizes
     from trainer.step import choose_compiler, compile_training
     from trainer.training_state import create_state
 
@@ -144,7 +145,7 @@ def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool
         make_deterministic(config.run.seed)
     distribution = connect(config.distribution)
     plan = plan_batches(config.train, distribution.num_replicas)
-    state = create_state(config, shape.vocabulary)
+    state = create_state(config, Sizes(shape.vocabulary))
     train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
     tokens = np.random.default_rng(0).integers(0, shape.vocabulary, (1, shape.batch, shape.length + 1), np.int32)
     element = {

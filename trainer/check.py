@@ -15,7 +15,7 @@ from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_flops_per_token, run_parameters
 
 _OPTIMIZERS = {"adamw": "AdamW", "adam": "Adam", "lamb": "LAMB", "adafactor": "Adafactor", "lion": "Lion", "muon": "Muon"}
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Where nothing says how many tokens there are; the report says that it is a guess.
 _GUESSED_VOCABULARY = {"character": 256, "pretrained": 32_768}
 
@@ -90,7 +90,7 @@ def estimate_memory(
     """
     elements = sum(weight.num_elements for weight in weights.values())
     trained = sum(weight.num_elements for weight in weights.values() if weight.is_trainable)
-    size = _BYTES[config.train.precision]
+    size = PRECISION_BYTES[config.train.precision]
     count = _row_activations if recompute == "none" else _row_activations_of_recomputed_blocks
     row = size * count(config.model, config.data.sequence_length, config.target_length)
     if config.task not in ("classification", "question_answering"):

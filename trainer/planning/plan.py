@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.check import Memory, estimate_memory, tokens_of_row
+from trainer.check import PRECISION_BYTES, Memory, estimate_memory, tokens_of_row
 from trainer.config import BatchPlan, Config, plan_batches
 from trainer.models.parameters import Parameter, flops_per_token
 from trainer.planning.assumptions import Assumptions
@@ -15,7 +15,6 @@ from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_flops_per_token, run_parameters
 
 Recompute = Literal["none", "blocks"]
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,6 @@ def _work(
         num_weights=sum(each.num_elements for each in weights.values()),
         num_trained=sum(each.num_elements for each in weights.values() if each.is_trainable),
         kept_bytes=kept_bytes,
-        compute_bytes=_BYTES[config.train.precision],
-        wire_bytes=_BYTES[config.distribution.wire_precision],
+        compute_bytes=PRECISION_BYTES[config.train.precision],
+        wire_bytes=PRECISION_BYTES[config.distribution.wire_precision],
     )
