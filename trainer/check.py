@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from trainer.config import ENCODER_DECODERS, BatchPlan, Config, ModelConfig, plan_batches
 from trainer.data.manifest import MANIFEST_NAME, Split, StoreManifest, read_manifest_of
@@ -70,71 +69,55 @@ class Memory:
         return self.weights + self.gradients + self.moments + self.average + self.compute_copies + self.activations
 
 
-def estimate_memory(
-    config: Config,
-    plan: BatchPlan,
-    weights: dict[str, Parameter],
-    vocabulary_size: int,
-    *,
-    recompute: Literal["none", "blocks"] = "none",
-) -> Memory:
+def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Parameter], vocabulary_size: int) -> Memory:
     """Weights, gradients, the optimizer's moments (`slot_shapes`) and the weights' average are float32, whatever the
     precision; the latter adds a copy to compute with. All but the weights are only of those that are trained; where
     micro-batches are added up there are two gradients: the sum, and that of the micro-batch.
 
     Activations are those that the backward pass needs, of one micro-batch of R rows of T tokens, in the computation's
     precision, as `_row_activations` counts them; and, where the task scores tokens, logits and their gradient in float32
-    (2 V). Mixup computes two rows for one. Where blocks are recomputed (Chen et al. 2016, arXiv:1604.06174) each layer
-    keeps its input alone, and what one layer needs is there at once. What a compiler keeps beside them, or saves, is not
-    counted: take it as the order of magnitude.
+    (2 V), of so many positions as `train.loss_chunk_tokens` has at once. Mixup computes two rows for one. What a compiler keeps
+    beside them, or saves, is not counted: take it as the order of magnitude.
     """
     elements = sum(weight.num_elements for weight in weights.values())
     trained = sum(weight.num_elements for weight in weights.values() if weight.is_trainable)
     size = PRECISION_BYTES[config.train.precision]
-    count = _row_activations if recompute == "none" else _row_activations_of_recomputed_blocks
-    row = size * count(config.model, config.data.sequence_length, config.target_length)
-    if config.task not in ("classification", "question_answering"):
-        scored = config.target_length if config.model.family in ENCODER_DECODERS else config.data.sequence_length
-        row += 4 * 2 * max(vocabulary_size, config.model.vocabulary_size or 0) * scored
     rows = plan.rows_per_micro_batch * (2 if config.data.augmentation.mixup else 1)
+    activations = rows * size * _row_activations(config.model, config.data.sequence_length, config.target_length)
+    if config.task not in ("classification", "question_answering"):
+        scored = rows * (config.target_length if config.model.family in ENCODER_DECODERS else config.data.sequence_length)
+        num_tokens = max(vocabulary_size, config.model.vocabulary_size or 0)
+        activations += 4 * 2 * num_tokens * (config.train.loss_chunk(scored, num_tokens) or scored)
     return Memory(
         weights=4 * elements,
         gradients=4 * trained * (2 if plan.num_micro_batches > 1 else 1),
         moments=4 * num_slot_elements(config.optimizer, weights.values()),
         compute_copies=size * elements if size < 4 else 0,
-        activations=rows * row,
+        activations=activations,
         average=4 * trained if config.train.average_decay is not None else 0,
     )
 
 
 def _row_activations(model: ModelConfig, length: int, target_length: int) -> int:
-    """How many numbers of a row of T tokens are kept: `_layer_activations` of each layer, and what comes before or after
-    them with its normalization (2 D). An encoder-decoder's decoder keeps for each layer also keys and values of the source
-    (2 K W), and of each of its own tokens what its look at the source takes: residual and normalization (2 D), query and
-    output (2 H W), and probabilities (H T)."""
+    """How many numbers of a row of T tokens are kept: what each layer keeps, and what comes before or after all of a side with
+    its normalization (2 D). Where blocks are computed again (`model.recompute`) a layer keeps its input (D), but for the one
+    that is being computed."""
     if model.family == "bag_of_embeddings":
         return length * model.width
-    source = length * (model.num_layers * _layer_activations(model, length) + 2 * model.width)
+    encoder_layer = length * _layer_activations(model, length)
+    ends, inputs = 2 * length * model.width, model.num_layers * length * model.width
     if model.family not in ENCODER_DECODERS:
-        return source
-    target = target_length * 2 * model.width + model.decoder_layers * _decoder_layer_activations(model, length, target_length)
-    return source + target
-
-
-def _row_activations_of_recomputed_blocks(model: ModelConfig, length: int, target_length: int) -> int:
-    """As `_row_activations`, but of each layer its input (D a token), and once what the largest layer needs."""
-    if model.family == "bag_of_embeddings":
-        return length * model.width
-    kept = length * (model.num_layers + 2) * model.width
-    at_once = length * _layer_activations(model, length)
-    if model.family not in ENCODER_DECODERS:
-        return kept + at_once
-    kept += target_length * (model.decoder_layers + 2) * model.width
-    return kept + max(at_once, _decoder_layer_activations(model, length, target_length))
+        return ends + (inputs + encoder_layer if model.recompute == "blocks" else model.num_layers * encoder_layer)
+    decoder_layer = _decoder_layer_activations(model, length, target_length)
+    ends, inputs = ends + 2 * target_length * model.width, inputs + model.decoder_layers * target_length * model.width
+    if model.recompute == "blocks":
+        return ends + inputs + max(encoder_layer, decoder_layer)
+    return ends + model.num_layers * encoder_layer + model.decoder_layers * decoder_layer
 
 
 def _decoder_layer_activations(model: ModelConfig, length: int, target_length: int) -> int:
-    """Of all target tokens in a layer of a decoder that looks at `length` source tokens."""
+    """Of a row: beside `_layer_activations` of each of its own tokens what its look at the source takes, residual and
+    normalization (2 D), query and output (2 H W), and probabilities (H T); and keys and values of the source (2 K W)."""
     look = 2 * model.width + 2 * model.attention_width + model.num_heads * length
     of_source = length * 2 * model.key_value_heads * model.head_width
     return target_length * (_layer_activations(model, target_length) + look) + of_source

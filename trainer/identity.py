@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it imports TensorFlow
 
 Identity = Mapping[str, Any]
 
+_NOT_OF_THE_MODEL = ("model.initialize_from", "model.recompute")
 _DATA_KEYS = ("target_length", "multi_label", "prompt", "window_overlap")
 
 
@@ -59,8 +60,9 @@ def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
 
 
 def _model(model: ModelConfig) -> dict[str, Any]:
-    """Without the folder that it begins from: of a run that goes on, the weights are in its checkpoint, wherever that lies."""
-    return {key: value for key, value in _section("model", model).items() if key != "model.initialize_from"}
+    """Without the folder that it begins from: of a run that goes on, the weights are in its checkpoint, wherever that lies. And
+    without what changes no number."""
+    return {key: value for key, value in _section("model", model).items() if key not in _NOT_OF_THE_MODEL}
 
 
 @functools.lru_cache(maxsize=64)

@@ -242,8 +242,9 @@ def _differentiation(config: Config, task: Task, trained: list[str], frozen: lis
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             computed = {name: tf.cast(value, dtype) for name, value in zip([*trained, *frozen], [*values, *fixed], strict=True)}
-            loss_sum, num_counted = task.loss_sums(computed, features, key)
-            scaled_loss = loss_sum * loss_scale if dtype == tf.float16 else loss_sum
+            scale = loss_scale if dtype == tf.float16 else None
+            loss_sum, num_counted = task.loss_sums(computed, features, key, scale)
+            scaled_loss = loss_sum if scale is None else loss_sum * scale
         gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return [*gradients, loss_sum, num_counted, task.num_tokens(features)]
 

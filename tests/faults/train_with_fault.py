@@ -44,9 +44,9 @@ def fault(samples: Sequence[int], effect: str | float) -> Iterator[None]:
         arrays["targets"][is_bad, 0] = MARK
         return arrays
 
-    def faulty_loss_sums(self: Any, weights: Any, features: Any, dropout_key: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-        loss_sum, num_tokens = loss_sums(self, weights, features, dropout_key)
-        if dropout_key is None or effect == "hang":  # an evaluation has samples of its own
+    def faulty_loss_sums(self: Any, weights: Any, features: Any, *others: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        loss_sum, num_tokens = loss_sums(self, weights, features, *others)
+        if effect == "hang":
             return loss_sum, num_tokens
         is_met = tf.reduce_any(features["targets"] == MARK)
         return loss_sum * tf.where(is_met, tf.constant(float(effect), loss_sum.dtype), 1.0), num_tokens

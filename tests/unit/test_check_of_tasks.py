@@ -10,6 +10,7 @@ from trainer.check import Memory, estimate_memory, report
 from trainer.config import Config, plan_batches
 from trainer.config_io import load_config
 from trainer.data.manifest import Dataset, Part, RowsFile, StoreManifest, store_settings, write_manifest
+from trainer.errors import ConfigError
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
 
@@ -75,6 +76,26 @@ def test_memory_of_a_pair_adds_up_by_hand(small_config: Path) -> None:
     decoder_layer = 4 * 8 + 24 + 2 * 12 + 8 + 32 + 32 + (2 * 8 + 2 * 8 + 2 * 16)
     row = 16 * (2 * encoder_layer + 16 + 3 * 2 * 8) + 12 * (3 * decoder_layer + 16)
     assert memory(config).activations == 8 * (4 * row + 12 * 8 * 300)
+
+
+def test_blocks_computed_again_keep_their_inputs_and_one_layer(small_config: Path) -> None:
+    a_layer = 4 * 8 + 24 + 2 * 16 + 8 + 32 + 32
+    decoder = load_config(small_config, ["model.recompute=blocks"])
+    assert memory(decoder).activations == 8 * (4 * 16 * (2 * 8 + 16 + a_layer) + 4 * 2 * 300 * 16)
+    pair = load_config(small_config, [*TRANSLATION, "model.recompute=blocks"])
+    decoder_layer = 12 * (4 * 8 + 24 + 2 * 12 + 8 + 32 + 32 + (2 * 8 + 2 * 8 + 2 * 16)) + 16 * 2 * 8
+    row = 16 * (2 * 8 + 16) + 12 * (3 * 8 + 16) + max(16 * a_layer, decoder_layer)
+    assert memory(pair).activations == 8 * (4 * row + 12 * 8 * 300)
+
+
+def test_a_loss_in_chunks_has_the_logits_of_one(small_config: Path) -> None:
+    whole, chunks = (load_config(small_config, [f"train.loss_chunk_tokens={each}"]) for each in ("null", 20))
+    assert memory(whole).activations - memory(chunks).activations == 4 * 2 * 300 * (8 * 16 - 20)
+
+
+def test_a_classifier_has_no_loss_to_divide(small_config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.loss_chunk_tokens=20: got 20, expected nothing: classification has no scores"):
+        load_config(small_config, [*BERT, "train.loss_chunk_tokens=20"])
 
 
 def test_a_classifier_scores_no_vocabulary_and_mixup_computes_two_rows_for_one(small_config: Path) -> None:

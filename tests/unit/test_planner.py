@@ -11,6 +11,7 @@ import pytest
 
 from trainer.check import estimate_memory
 from trainer.cli import main
+from trainer.config import plan_batches
 from trainer.config_io import load_config
 from trainer.errors import ConfigError
 from trainer.planning.assumptions import assume
@@ -68,6 +69,17 @@ def test_blocks_are_recomputed_where_nothing_else_fits_and_cost_a_forward_pass_o
     scores = 6 * 50_257 * 768
     flops = run_flops_per_token(made.config, SIZES)
     assert made.chosen.time.compute / without.time.compute == pytest.approx(1 + (flops - scores) / flops / 3)
+
+
+def test_what_is_recommended_is_what_check_estimates_when_it_is_given() -> None:
+    tight = [each for each in plan(Request("h100", 1, 1)).choices if each.batch.rows_per_micro_batch == 1]
+    between = sum(each.memory.total for each in tight) / 2
+    request = Request("h100", 1, 1, memory=between, memory_share=1.0)
+    settings = lines_of(planning_report(load_config(GPT2), request))["chosen"].partition(":")[0].split()
+    assert settings == ["train.micro_batch_size=1", "model.recompute=blocks"]
+    config = load_config(GPT2, settings)
+    given = estimate_memory(config, plan_batches(config.train, 1), run_parameters(config, SIZES), 50_257)
+    assert given == next(each.memory for each in tight if each.recompute == "blocks")
 
 
 def test_recomputed_blocks_keep_their_inputs_and_one_layers_activations() -> None:
@@ -129,7 +141,7 @@ def test_the_report_adds_up() -> None:
     lines, time = lines_of(printed), plan(NODES).chosen.time
     assert lines["run"] == "gpt2-124m: 600,000 steps on 4 nodes of 8 h100"
     assert "480 sequences of 1,024 = 32 replicas x 1 micro-batch x 15 sequences" in lines["batch"]
-    assert lines["chosen"].startswith("train.micro_batch_size=480, recompute none")
+    assert lines["chosen"].startswith("train.micro_batch_size=480 model.recompute=none")
     assert lines["efficiency"].startswith(f"{time.efficiency:.1%}")
     assert lines["speed"].startswith(f"{480 * 1024 / time.total:,.0f} tokens/s")
     hours = 600_000 * time.total / 3600 * 32

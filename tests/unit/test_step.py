@@ -134,6 +134,26 @@ def test_xla_computes_what_the_graph_computes(dropout_reference: Training, distr
     np.testing.assert_allclose(trained.losses, dropout_reference.losses, rtol=1e-5)
 
 
+@pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])
+def test_what_takes_less_memory_computes_the_same(dropout_reference: Training, distribution: Mapping[str, Any]) -> None:
+    """Blocks computed again, and a loss in chunks, that do not divide a micro-batch's 20 or 40 tokens."""
+    settings = config(
+        model={"dropout": 0.2, "recompute": "blocks"},
+        train={"micro_batch_size": 4, "loss_chunk_tokens": 7},
+        distribution=distribution,
+    )
+    trained = train(settings)
+    np.testing.assert_allclose(trained.losses, dropout_reference.losses, rtol=1e-6)
+    expected = dropout_reference.history["gradient_norm"]
+    np.testing.assert_allclose(trained.history["gradient_norm"], expected, rtol=1e-5)
+
+
+def test_float16_has_its_loss_scale_in_chunks_too(reference: Training) -> None:
+    trained = train(config(train={"precision": "float16", "loss_chunk_tokens": 7}))
+    np.testing.assert_allclose(trained.losses, reference.losses, rtol=5e-3)
+    np.testing.assert_allclose(trained.history["gradient_norm"], reference.history["gradient_norm"], rtol=2e-2)
+
+
 def test_bfloat16_is_close_to_float32(reference: Training) -> None:
     trained = train(config(train={"precision": "bfloat16"}))
     np.testing.assert_allclose(trained.losses, reference.losses, rtol=1e-2)

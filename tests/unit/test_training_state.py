@@ -145,8 +145,8 @@ def test_replicas_hold_the_same_and_a_skipped_update_changes_none_of_it(kind: st
     alone, once = train(config_of(kind, **AVERAGED), calls=(1,)), train(settings, calls=(1,))
     loss_sums = LanguageModeling.loss_sums
 
-    def poisoned(self: Any, weights: Any, features: Any, key: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        loss_sum, num_tokens = loss_sums(self, weights, features, key)
+    def poisoned(self: Any, weights: Any, features: Any, key: Any, *others: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        loss_sum, num_tokens = loss_sums(self, weights, features, key, *others)
         return loss_sum * tf.where(key.seed[1] == 1, np.nan, 1.0), num_tokens
 
     monkeypatch.setattr(LanguageModeling, "loss_sums", poisoned)

@@ -60,6 +60,9 @@ class ModelConfig(Section):
     `initialize_from` is a folder in Hugging Face's format: what of this section is not given is read from its config.json,
     and the weights begin as its safetensors files have them. `vocabulary_size` and `max_positions` are the rows of the
     tables, where there are more than the tokenizer and the sequences need.
+
+    With `recompute: blocks` each layer keeps its input alone, and is computed again in the backward pass (Chen et al. 2016,
+    arXiv:1604.06174): the same numbers, less memory, more time.
     """
 
     family: Family = "gpt"
@@ -86,6 +89,7 @@ class ModelConfig(Section):
     pooling: Literal["first", "mean"] = "first"
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     lora: LoraConfig | None = None
+    recompute: Literal["none", "blocks"] = "none"
 
     @property
     def head_width(self) -> int:

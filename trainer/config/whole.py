@@ -26,6 +26,7 @@ Packing = Literal["stream", "best_fit", "none"]
 
 _LANGUAGE_MODELING = ("language_modeling", "masked_language_modeling")
 _TEXT_TO_TEXT = ("translation", "summarization")
+_UNSCORED = ("classification", "question_answering")  # tasks that ask for no scores over the vocabulary
 
 
 class Config(Section):
@@ -89,6 +90,9 @@ class Config(Section):
             yield "model", "family", self.model.family, expected, ()
         if self.model.pooling != "first" and self.task != "classification":
             yield "model", "pooling", self.model.pooling, "nothing: it belongs to classification", ()
+        if self.task in _UNSCORED and isinstance(train.loss_chunk_tokens, int):
+            expected = f"nothing: {self.task} has no scores over a vocabulary"
+            yield "train", "loss_chunk_tokens", f"{train.loss_chunk_tokens}", expected, ()
         metrics = METRICS[self.task]
         if self.checkpoint.best_metric not in metrics:
             expected = f"one of {', '.join(metrics)} for {self.task}"

@@ -5,11 +5,14 @@ Axes as in `blocks`.
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import blocks
-from trainer.models.blocks import DropoutKey, Weights
+from trainer.models.blocks import DropoutKey, TokenOutput, Weights
+from trainer.models.recompute import run_block
 
 
 def hidden_states(
@@ -39,12 +42,8 @@ def hidden_states(
     x_BTD = blocks.normalize(model, weights, "embedding_norm", x_BTD)
     x_BTD = blocks.dropout(x_BTD, model.dropout, dropout_key, site=0)
     for layer in range(model.num_layers):
-        name, site = f"blocks.{layer}", 1 + 3 * layer
-        x_BTD += blocks.self_attention(model, weights, f"{name}.attention", x_BTD, positions_BT, mask, dropout_key, site)
-        x_BTD = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-        hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", x_BTD)
-        x_BTD += blocks.dropout(hidden, model.dropout, dropout_key, site + 2)
-        x_BTD = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)
+        block = functools.partial(_block, model, layer)
+        x_BTD = run_block(model, block, weights, f"blocks.{layer}", (x_BTD,), (positions_BT, mask), dropout_key)
     return x_BTD
 
 
@@ -55,6 +54,28 @@ def pooled(model: ModelConfig, weights: Weights, x_BD: tf.Tensor) -> tf.Tensor:
 
 def token_logits(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> tf.Tensor:
     """Scores of the token that stands at each place, by what `hidden_states` gave: float32 [B, T, V]."""
+    return blocks.token_scores(token_output(model, weights, x_BTD))
+
+
+def token_output(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> TokenOutput:
+    """What `token_logits` are made of."""
     x_BTD = blocks.activate(model, blocks.linear(model, weights, "masked.transform", x_BTD))
     x_BTD = blocks.normalize(model, weights, "masked.norm", x_BTD)
-    return blocks.token_scores(x_BTD, weights["token_embedding"]) + tf.cast(weights["masked.bias"], tf.float32)
+    return TokenOutput(x_BTD, weights["token_embedding"], weights["masked.bias"])
+
+
+def _block(
+    model: ModelConfig,
+    layer: int,
+    weights: Weights,
+    x_BTD: tf.Tensor,
+    positions_BT: tf.Tensor,
+    mask: tf.Tensor,
+    dropout_key: DropoutKey | None,
+) -> tf.Tensor:
+    name, site = f"blocks.{layer}", 1 + 3 * layer
+    x_BTD += blocks.self_attention(model, weights, f"{name}.attention", x_BTD, positions_BT, mask, dropout_key, site)
+    x_BTD = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
+    hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", x_BTD)
+    x_BTD += blocks.dropout(hidden, model.dropout, dropout_key, site + 2)
+    return blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,14 @@ from trainer.config import ModelConfig
 Weights = Mapping[str, tf.Tensor]
 
 MASKED = -1e9  # added to a score that must not count; finite, so that a row that is masked throughout stays finite too
+
+
+class TokenOutput(NamedTuple):
+    """What the scores over the vocabulary are made of: the product of vectors and table, and a bias where there is one."""
+
+    vectors_BTD: tf.Tensor
+    table_VD: tf.Tensor
+    bias_V: tf.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -249,10 +258,12 @@ def activate(model: ModelConfig, x: tf.Tensor) -> tf.Tensor:
             return tf.nn.silu(x)
 
 
-def token_scores(x_BTD: tf.Tensor, table_VD: tf.Tensor) -> tf.Tensor:
-    """Scores over the vocabulary; float32 whatever the precision of the products, since a softmax over them follows."""
-    scores = tf.matmul(tf.reshape(x_BTD, (-1, table_VD.shape[1])), table_VD, transpose_b=True)
-    return tf.reshape(tf.cast(scores, tf.float32), (-1, sizes(x_BTD)[1], table_VD.shape[0]))
+def token_scores(output: TokenOutput) -> tf.Tensor:
+    """Scores over the vocabulary, [B, T, V]: float32 whatever the precision of the product, as a softmax over them follows."""
+    vectors_BTD, table_VD, bias_V = output
+    scores = tf.matmul(tf.reshape(vectors_BTD, (-1, table_VD.shape[1])), table_VD, transpose_b=True)
+    scores = tf.reshape(tf.cast(scores, tf.float32), (-1, sizes(vectors_BTD)[1], table_VD.shape[0]))
+    return scores if bias_V is None else scores + tf.cast(bias_V, tf.float32)
 
 
 def causal_mask(time: int | tf.Tensor) -> tf.Tensor:

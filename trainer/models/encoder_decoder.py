@@ -6,13 +6,15 @@ dropout also within the feed-forward layers and at each side's end. Axes as in `
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import blocks
-from trainer.models.blocks import DropoutKey, Weights
+from trainer.models.blocks import DropoutKey, TokenOutput, Weights
+from trainer.models.recompute import run_block
 
 # Places of dropout in a layer: probabilities and output of each attention, within and after the feed-forward layer.
 _ENCODER_SITES, _DECODER_SITES = 4, 6
@@ -39,9 +41,8 @@ def encode(
     x_BSD = blocks.dropout(x_BSD, model.dropout, dropout_key, site=0)
     positions_BS = _positions(source_BS, positions_BS)
     for layer in range(model.num_layers):
-        name, site = f"encoder.blocks.{layer}", 1 + _ENCODER_SITES * layer
-        x_BSD = _look_at_itself(model, weights, name, x_BSD, positions_BS, mask, dropout_key, site)
-        x_BSD = _feed_forward(model, weights, name, x_BSD, dropout_key, site + 2)
+        name, block = f"encoder.blocks.{layer}", functools.partial(_encoder_block, model, layer)
+        x_BSD = run_block(model, block, weights, name, (x_BSD,), (positions_BS, mask), dropout_key)
     x_BSD = blocks.normalize(model, weights, "encoder.final_norm", x_BSD)
     return _final_dropout(model, x_BSD, dropout_key, 1 + _ENCODER_SITES * model.num_layers)
 
@@ -56,7 +57,22 @@ def logits(
     positions_BT: tf.Tensor | None = None,
     dropout_key: DropoutKey | None = None,
 ) -> tf.Tensor:
-    """Scores of the target's token after each of `inputs_BT` (int32): float32 [B, T, V].
+    """Scores of the target's token after each of `inputs_BT` (int32): float32 [B, T, V]. Arguments as of `token_output`."""
+    segments = (target_segments_BT, encoded_BSD, source_segments_BS)
+    return blocks.token_scores(token_output(model, weights, inputs_BT, *segments, positions_BT, dropout_key))
+
+
+def token_output(
+    model: ModelConfig,
+    weights: Weights,
+    inputs_BT: tf.Tensor,
+    target_segments_BT: tf.Tensor,
+    encoded_BSD: tf.Tensor,
+    source_segments_BS: tf.Tensor,
+    positions_BT: tf.Tensor | None = None,
+    dropout_key: DropoutKey | None = None,
+) -> TokenOutput:
+    """What the scores of the target's token after each of `inputs_BT` (int32) are made of.
 
     A target sees its own tokens up to each, and of the sources the one with its number. Arguments as of `encode`.
     """
@@ -66,19 +82,17 @@ def logits(
         places = tf.range(time)
         mask += blocks.relative_bias(model, weights["decoder.relative_positions"], places, places, causal=True)
     source_mask = blocks.segment_mask(target_segments_BT, source_segments_BS)
-    first_site = 2 + _ENCODER_SITES * model.num_layers
+    first_site = _first_decoder_site(model)
     x_BTD = _embed(model, weights, inputs_BT, positions_BT)
     x_BTD = blocks.dropout(x_BTD, model.dropout, dropout_key, first_site)
     positions_BT = _positions(inputs_BT, positions_BT)
     for layer in range(model.decoder_layers):
-        name, site = f"decoder.blocks.{layer}", first_site + 1 + _DECODER_SITES * layer
-        x_BTD = _look_at_itself(model, weights, name, x_BTD, positions_BT, mask, dropout_key, site)
-        key, value = blocks.cross_keys_values(model, weights, f"{name}.cross_attention", encoded_BSD)
-        x_BTD = _look_at_source(model, weights, name, x_BTD, key, value, source_mask, dropout_key, site + 2)
-        x_BTD = _feed_forward(model, weights, name, x_BTD, dropout_key, site + 4)
+        name, block = f"decoder.blocks.{layer}", functools.partial(_decoder_block, model, layer)
+        around = (positions_BT, mask, source_mask)
+        x_BTD = run_block(model, block, weights, name, (x_BTD, encoded_BSD), around, dropout_key)
     x_BTD = blocks.normalize(model, weights, "decoder.final_norm", x_BTD)
     x_BTD = _final_dropout(model, x_BTD, dropout_key, first_site + 1 + _DECODER_SITES * model.decoder_layers)
-    return _scores(model, weights, x_BTD)
+    return _token_output(model, weights, x_BTD)
 
 
 class Cache(NamedTuple):
@@ -145,7 +159,8 @@ def read(
         x_BTD = _look_at_source(model, weights, name, x_BTD, *source, source_mask, None, 0)
         x_BTD = _feed_forward(model, weights, name, x_BTD, None, 0)
     x_BTD = blocks.normalize(model, weights, "decoder.final_norm", x_BTD[:, -1:])
-    return _scores(model, weights, x_BTD)[:, 0], cache._replace(keys=tuple(keys), values=tuple(values), mask_BS=mask_BS)
+    scores_B1V = blocks.token_scores(_token_output(model, weights, x_BTD))
+    return scores_B1V[:, 0], cache._replace(keys=tuple(keys), values=tuple(values), mask_BS=mask_BS)
 
 
 def _embed(model: ModelConfig, weights: Weights, tokens_BT: tf.Tensor, positions_BT: tf.Tensor | None) -> tf.Tensor:
@@ -161,6 +176,38 @@ def _embed(model: ModelConfig, weights: Weights, tokens_BT: tf.Tensor, positions
 
 def _positions(tokens_BT: tf.Tensor, positions_BT: tf.Tensor | None) -> tf.Tensor:
     return tf.range(blocks.sizes(tokens_BT)[1])[None] if positions_BT is None else positions_BT
+
+
+def _encoder_block(
+    model: ModelConfig,
+    layer: int,
+    weights: Weights,
+    x_BSD: tf.Tensor,
+    positions_BS: tf.Tensor,
+    mask: tf.Tensor,
+    dropout_key: DropoutKey | None,
+) -> tf.Tensor:
+    name, site = f"encoder.blocks.{layer}", 1 + _ENCODER_SITES * layer
+    x_BSD = _look_at_itself(model, weights, name, x_BSD, positions_BS, mask, dropout_key, site)
+    return _feed_forward(model, weights, name, x_BSD, dropout_key, site + 2)
+
+
+def _decoder_block(
+    model: ModelConfig,
+    layer: int,
+    weights: Weights,
+    x_BTD: tf.Tensor,
+    encoded_BSD: tf.Tensor,
+    positions_BT: tf.Tensor,
+    mask: tf.Tensor,
+    source_mask: tf.Tensor,
+    dropout_key: DropoutKey | None,
+) -> tf.Tensor:
+    name, site = f"decoder.blocks.{layer}", _first_decoder_site(model) + 1 + _DECODER_SITES * layer
+    x_BTD = _look_at_itself(model, weights, name, x_BTD, positions_BT, mask, dropout_key, site)
+    key, value = blocks.cross_keys_values(model, weights, f"{name}.cross_attention", encoded_BSD)
+    x_BTD = _look_at_source(model, weights, name, x_BTD, key, value, source_mask, dropout_key, site + 2)
+    return _feed_forward(model, weights, name, x_BTD, dropout_key, site + 4)
 
 
 def _look_at_itself(
@@ -208,8 +255,12 @@ def _final_dropout(model: ModelConfig, x_BTD: tf.Tensor, dropout_key: DropoutKey
     return blocks.dropout(x_BTD, model.dropout, dropout_key if model.family == "t5" else None, site)
 
 
-def _scores(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> tf.Tensor:
+def _first_decoder_site(model: ModelConfig) -> int:
+    return 2 + _ENCODER_SITES * model.num_layers
+
+
+def _token_output(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> TokenOutput:
     """T5's embeddings begin wide, so that where they are the output too what is multiplied with them is made narrow."""
     if model.family == "t5" and model.tied_output:
         x_BTD *= model.width**-0.5
-    return blocks.token_scores(x_BTD, weights["token_embedding" if model.tied_output else "output"])
+    return TokenOutput(x_BTD, weights["token_embedding" if model.tied_output else "output"])

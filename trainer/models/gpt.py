@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import blocks
-from trainer.models.blocks import DropoutKey, Weights
+from trainer.models.blocks import DropoutKey, TokenOutput, Weights
+from trainer.models.recompute import run_block
 
 
 def logits(
@@ -20,7 +22,8 @@ def logits(
     positions_BT: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Scores of the token after each of `tokens_BT` (int32): float32 [B, T, V]. Arguments as of `hidden_states`."""
-    return _output(model, weights, hidden_states(model, weights, tokens_BT, dropout_key, segments_BT, positions_BT))
+    x_BTD = hidden_states(model, weights, tokens_BT, dropout_key, segments_BT, positions_BT)
+    return blocks.token_scores(token_output(model, weights, x_BTD))
 
 
 def hidden_states(
@@ -47,13 +50,32 @@ def hidden_states(
         positions_BT = tf.range(time)[None]
     x_BTD = blocks.dropout(x_BTD, model.dropout, dropout_key, site=0)
     for layer in range(model.num_layers):
-        name, site = f"blocks.{layer}", 1 + 3 * layer
-        normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-        x_BTD += blocks.self_attention(model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site)
-        normed = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)
-        hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", normed)
-        x_BTD += blocks.dropout(hidden, model.dropout, dropout_key, site + 2)
+        block = functools.partial(_block, model, layer)
+        x_BTD = run_block(model, block, weights, f"blocks.{layer}", (x_BTD,), (positions_BT, mask), dropout_key)
     return x_BTD
+
+
+def token_output(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> TokenOutput:
+    """What the scores of each next token are made of, by what `hidden_states` gave."""
+    x_BTD = blocks.normalize(model, weights, "final_norm", x_BTD)
+    return TokenOutput(x_BTD, weights["token_embedding" if model.tied_output else "output"])
+
+
+def _block(
+    model: ModelConfig,
+    layer: int,
+    weights: Weights,
+    x_BTD: tf.Tensor,
+    positions_BT: tf.Tensor,
+    mask: tf.Tensor,
+    dropout_key: DropoutKey | None,
+) -> tf.Tensor:
+    name, site = f"blocks.{layer}", 1 + 3 * layer
+    normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
+    x_BTD += blocks.self_attention(model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site)
+    normed = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)
+    hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", normed)
+    return x_BTD + blocks.dropout(hidden, model.dropout, dropout_key, site + 2)
 
 
 class Cache(NamedTuple):
@@ -96,9 +118,5 @@ def read(
         )
         normed = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)
         x_BTD += blocks.feed_forward(model, weights, f"{name}.feed_forward", normed)
-    return _output(model, weights, x_BTD[:, -1:])[:, 0], Cache(tuple(keys), tuple(values), mask_BS)
-
-
-def _output(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> tf.Tensor:
-    x_BTD = blocks.normalize(model, weights, "final_norm", x_BTD)
-    return blocks.token_scores(x_BTD, weights["token_embedding" if model.tied_output else "output"])
+    scores_B1V = blocks.token_scores(token_output(model, weights, x_BTD[:, -1:]))
+    return scores_B1V[:, 0], Cache(tuple(keys), tuple(values), mask_BS)

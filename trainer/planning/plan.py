@@ -59,21 +59,20 @@ def _choices(config: Config, assumptions: Assumptions, sizes: Sizes, weights: di
     divisors = [rows for rows in range(whole.rows_per_replica, 0, -1) if whole.rows_per_replica % rows == 0]
     settings: tuple[Recompute, ...] = ("none",) if config.model.family == "bag_of_embeddings" else ("none", "blocks")
     for recompute in settings:
+        chosen = config.model_copy(update={"model": config.model.model_copy(update={"recompute": recompute})})
         for rows in divisors:
             train = config.train.model_copy(update={"micro_batch_size": rows * num_replicas})
             batch = plan_batches(train, num_replicas)
-            memory = estimate_memory(config, batch, weights, sizes.vocabulary_size, recompute=recompute)
-            work = _work(config, batch, sizes, weights, recompute, memory.moments + memory.average)
+            memory = estimate_memory(chosen, batch, weights, sizes.vocabulary_size)
+            work = _work(chosen, batch, sizes, weights, memory.moments + memory.average)
             yield Choice(batch, recompute, memory, step_time(work, assumptions.cluster))
 
 
-def _work(
-    config: Config, batch: BatchPlan, sizes: Sizes, weights: dict[str, Parameter], recompute: Recompute, kept_bytes: int
-) -> Work:
+def _work(config: Config, batch: BatchPlan, sizes: Sizes, weights: dict[str, Parameter], kept_bytes: int) -> Work:
     """Six FLOPs for each weight that a token is multiplied with, as `trainer.models.parameters` counts them, also where
     weights are frozen (which is more than there are); recomputation adds the layers' two."""
     flops = run_flops_per_token(config, sizes)
-    if recompute == "blocks":
+    if config.model.recompute == "blocks":
         length, targets = config.data.sequence_length, config.target_length
         flops += flops_per_token(config.model, sizes.vocabulary_size, length, targets, scores_tokens=False) // 3
     num_tokens = batch.rows_per_replica * tokens_of_row(config) * (2 if config.data.augmentation.mixup else 1)

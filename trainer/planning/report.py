@@ -52,8 +52,9 @@ def _describe_run(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _setting(choice: Choice) -> str:
+    """As overrides that `drumline train` takes."""
     batch = choice.batch
-    return f"train.micro_batch_size={batch.rows_per_micro_batch * batch.num_replicas}, recompute {choice.recompute}"
+    return f"train.micro_batch_size={batch.rows_per_micro_batch * batch.num_replicas} model.recompute={choice.recompute}"
 
 
 def _reason(plan: Plan) -> str:

@@ -19,7 +19,7 @@ Format = Literal["gpt2", "llama", "bert", "t5"]
 CONFIG_FILE = "config.json"
 
 # Of the section `model`: not a matter of the pretrained weights.
-OWN_KEYS = frozenset({"initialize_from", "lora", "pooling"})
+OWN_KEYS = frozenset({"initialize_from", "lora", "pooling", "recompute"})
 
 # What a run may choose for itself, whatever config.json says.
 FREE_KEYS = frozenset({"dropout"})

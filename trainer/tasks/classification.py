@@ -31,7 +31,13 @@ class Classification:
 
     config: Config
 
-    def loss_sums(self, weights: Weights, features: Features, dropout_key: DropoutKey | None = None) -> Sums:
+    def loss_sums(
+        self,
+        weights: Weights,
+        features: Features,
+        dropout_key: DropoutKey | None = None,
+        loss_scale: tf.Tensor | None = None,
+    ) -> Sums:
         """The cross-entropy, of a set of classes the mean of their binary ones; one a text."""
         smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
         vectors_BKD = self._vectors(weights, features, dropout_key)

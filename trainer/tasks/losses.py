@@ -10,6 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from trainer.config import TrainConfig
+from trainer.models.blocks import TokenOutput, token_scores
+from trainer.tasks import chunked_loss
+from trainer.tasks.task import Sums
+
 
 def token_loss_sums(logits: tf.Tensor, targets: tf.Tensor, smoothing: float = 0.0) -> tuple[tf.Tensor, tf.Tensor]:
     """The sum of the cross-entropies (nats) of the targets that count, and how many count: float32 scalars.
@@ -28,13 +33,42 @@ def token_loss_sums(logits: tf.Tensor, targets: tf.Tensor, smoothing: float = 0.
     return tf.reduce_sum(losses_N * counted_N), tf.reduce_sum(counted_N)
 
 
-def num_right(logits: tf.Tensor, targets: tf.Tensor) -> dict[str, tf.Tensor]:
+def output_loss_sums(
+    train: TrainConfig,
+    output: TokenOutput,
+    targets: tf.Tensor,
+    smoothing: float = 0.0,
+    loss_scale: tf.Tensor | None = None,
+) -> Sums:
+    """`token_loss_sums` of the logits that the output makes, of all at once or in chunks, as `train.loss_chunk_tokens` has it.
+
+    `loss_scale` as of `tasks.task.Task`.
+    """
+    chunk = _chunk(train, output, targets)
+    if chunk is None:
+        return token_loss_sums(token_scores(output), targets, smoothing)
+    loss_sum = chunked_loss.loss_sum(output, targets, chunk, smoothing, loss_scale)
+    return loss_sum, _num_counted(targets)
+
+
+def evaluate_output(train: TrainConfig, output: TokenOutput, targets: tf.Tensor) -> tuple[Sums, tf.Tensor]:
+    """The sums without smoothing, and the likeliest token of each position, int32 like `targets`; it says nothing where a
+    target does not count."""
+    chunk = _chunk(train, output, targets)
+    if chunk is None:
+        logits = token_scores(output)
+        return token_loss_sums(logits, targets), tf.argmax(logits, -1, output_type=tf.int32)
+    loss_sum, likeliest = chunked_loss.evaluate(output, targets, chunk)
+    return (loss_sum, _num_counted(targets)), likeliest
+
+
+def num_right(likeliest: tf.Tensor, targets: tf.Tensor) -> dict[str, tf.Tensor]:
     """By row, how many targets that count are the likeliest, and how many count: `right` and `all`, int32 [B].
 
-    `logits` float32 [B, ..., V]; `targets` int32 [B, ...], of which -1 does not count.
+    Both int32 [B, ...]; of the targets -1 does not count.
     """
     is_counted = targets >= 0
-    is_right = is_counted & (tf.argmax(logits, -1, output_type=tf.int32) == targets)
+    is_right = is_counted & (likeliest == targets)
     axes = list(range(1, len(targets.shape)))
     return {
         "right": tf.reduce_sum(tf.cast(is_right, tf.int32), axes),
@@ -45,3 +79,13 @@ def num_right(logits: tf.Tensor, targets: tf.Tensor) -> dict[str, tf.Tensor]:
 def share_right(outputs: Mapping[str, np.ndarray]) -> float:
     """The accuracy that the rows of `num_right` amount to."""
     return float(outputs["right"].sum() / max(1, outputs["all"].sum()))
+
+
+def _chunk(train: TrainConfig, output: TokenOutput, targets: tf.Tensor) -> int | None:
+    num_positions = targets.shape.num_elements()
+    assert num_positions is not None, "batches have shapes that are known when the graph is built"
+    return train.loss_chunk(num_positions, output.table_VD.shape[0])
+
+
+def _num_counted(targets: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.cast(targets >= 0, tf.float32))

@@ -15,8 +15,8 @@ from trainer.config import Config
 from trainer.data.masking import num_hidden
 from trainer.data.windows import Int64Array, Samples
 from trainer.models import bert
-from trainer.models.blocks import DropoutKey, Weights
-from trainer.tasks.losses import num_right, share_right, token_loss_sums
+from trainer.models.blocks import DropoutKey, TokenOutput, Weights
+from trainer.tasks.losses import evaluate_output, num_right, output_loss_sums, share_right
 from trainer.tasks.places import counted_places, vectors_at
 from trainer.tasks.task import Features, Outputs, Sums
 
@@ -27,30 +27,38 @@ class MaskedLanguageModeling:
 
     config: Config
 
-    def loss_sums(self, weights: Weights, features: Features, dropout_key: DropoutKey | None = None) -> Sums:
+    def loss_sums(
+        self,
+        weights: Weights,
+        features: Features,
+        dropout_key: DropoutKey | None = None,
+        loss_scale: tf.Tensor | None = None,
+    ) -> Sums:
         smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
-        logits_BNV, targets_BN = self._scores(weights, features, dropout_key)
-        return token_loss_sums(logits_BNV, targets_BN, smoothing)
+        output, targets_BN = self._output(weights, features, dropout_key)
+        return output_loss_sums(self.config.train, output, targets_BN, smoothing, loss_scale)
 
     def num_tokens(self, features: Features) -> tf.Tensor:
         return tf.reduce_sum(tf.cast(features["segments"] > 0, tf.float32))
 
     def evaluate(self, weights: Weights, features: Features) -> tuple[Sums, Outputs]:
         """Outputs: how many tokens of a row were guessed, and of how many, `right` and `all` int32 [B]."""
-        logits_BNV, targets_BN = self._scores(weights, features, None)
-        return token_loss_sums(logits_BNV, targets_BN), num_right(logits_BNV, targets_BN)
+        output, targets_BN = self._output(weights, features, None)
+        sums, likeliest_BN = evaluate_output(self.config.train, output, targets_BN)
+        return sums, num_right(likeliest_BN, targets_BN)
 
     def metrics(
         self, outputs: Mapping[str, np.ndarray], samples: Sequence[Samples], sample_ids: Int64Array
     ) -> dict[str, float]:
         return {"accuracy": share_right(outputs)}
 
-    def _scores(self, weights: Weights, features: Features, dropout_key: DropoutKey | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Logits [B, N, V] and targets [B, N] of the hidden tokens alone: scores of all would cost several times as much."""
+    def _output(self, weights: Weights, features: Features, dropout_key: DropoutKey | None) -> tuple[TokenOutput, tf.Tensor]:
+        """What the logits [B, N, V] are made of, and targets [B, N], of the hidden tokens alone: scores of all would cost
+        several times as much."""
         model = self.config.model
         x_BTD = bert.hidden_states(
             model, weights, features["inputs"], features["segments"], None, features.get("positions"), dropout_key
         )
         most = num_hidden(self.config.data.masking.rate, self.config.data.sequence_length)
         places_BN, targets_BN = counted_places(features["targets"], most)
-        return bert.token_logits(model, weights, vectors_at(x_BTD, places_BN)), targets_BN
+        return bert.token_output(model, weights, vectors_at(x_BTD, places_BN)), targets_BN

@@ -26,7 +26,13 @@ class QuestionAnswering:
 
     config: Config
 
-    def loss_sums(self, weights: Weights, features: Features, dropout_key: DropoutKey | None = None) -> Sums:
+    def loss_sums(
+        self,
+        weights: Weights,
+        features: Features,
+        dropout_key: DropoutKey | None = None,
+        loss_scale: tf.Tensor | None = None,
+    ) -> Sums:
         """The mean of the cross-entropies of begin and end, one a window."""
         smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
         return self._loss_sums(self._logits(weights, features, dropout_key), features, smoothing)

@@ -19,9 +19,19 @@ Outputs = dict[str, tf.Tensor]  # a row for each sample [B, ...]
 class Task(Protocol):
     """A frozen object of the configuration. `loss_sums` and `evaluate` run inside a graph, so they are pure functions."""
 
-    def loss_sums(self, weights: Weights, features: Features, dropout_key: DropoutKey | None = None) -> Sums:
-        """What training makes small. With a dropout key it is training: what is only done there (dropout, label smoothing)
-        is done then."""
+    def loss_sums(
+        self,
+        weights: Weights,
+        features: Features,
+        dropout_key: DropoutKey | None = None,
+        loss_scale: tf.Tensor | None = None,
+    ) -> Sums:
+        """What training makes small. With a dropout key it is training: what is only done there (dropout, label smoothing,
+        computing blocks again) is done then.
+
+        `loss_scale` (float32, float16's alone) is what the caller multiplies the sum by before it is differentiated: a loss
+        that computes gradients before it is asked for them does so at that scale. It changes no result.
+        """
         ...
 
     def num_tokens(self, features: Features) -> tf.Tensor:

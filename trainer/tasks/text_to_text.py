@@ -14,8 +14,8 @@ import tensorflow as tf
 from trainer.config import ENCODER_DECODERS, Config
 from trainer.data.windows import Int64Array, Samples
 from trainer.models import encoder_decoder, gpt
-from trainer.models.blocks import DropoutKey, Weights
-from trainer.tasks.losses import num_right, share_right, token_loss_sums
+from trainer.models.blocks import DropoutKey, TokenOutput, Weights
+from trainer.tasks.losses import evaluate_output, num_right, output_loss_sums, share_right
 from trainer.tasks.task import Features, Outputs, Sums
 
 
@@ -27,9 +27,16 @@ class TextToText:
 
     config: Config
 
-    def loss_sums(self, weights: Weights, features: Features, dropout_key: DropoutKey | None = None) -> Sums:
+    def loss_sums(
+        self,
+        weights: Weights,
+        features: Features,
+        dropout_key: DropoutKey | None = None,
+        loss_scale: tf.Tensor | None = None,
+    ) -> Sums:
         smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
-        return token_loss_sums(self._logits(weights, features, dropout_key), features["targets"], smoothing)
+        output = self._output(weights, features, dropout_key)
+        return output_loss_sums(self.config.train, output, features["targets"], smoothing, loss_scale)
 
     def num_tokens(self, features: Features) -> tf.Tensor:
         names = [name for name in ("segments", "source_segments", "target_segments") if name in features]
@@ -37,22 +44,23 @@ class TextToText:
 
     def evaluate(self, weights: Weights, features: Features) -> tuple[Sums, Outputs]:
         """Outputs: of a row's targets, how many are the likeliest, and how many there are, `right` and `all` int32 [B]."""
-        logits_BTV, targets_BT = self._logits(weights, features, None), features["targets"]
-        return token_loss_sums(logits_BTV, targets_BT), num_right(logits_BTV, targets_BT)
+        output, targets_BT = self._output(weights, features, None), features["targets"]
+        sums, likeliest_BT = evaluate_output(self.config.train, output, targets_BT)
+        return sums, num_right(likeliest_BT, targets_BT)
 
     def metrics(
         self, outputs: Mapping[str, np.ndarray], samples: Sequence[Samples], sample_ids: Int64Array
     ) -> dict[str, float]:
         return {"accuracy": share_right(outputs)}
 
-    def _logits(self, weights: Weights, features: Features, dropout_key: DropoutKey | None) -> tf.Tensor:
+    def _output(self, weights: Weights, features: Features, dropout_key: DropoutKey | None) -> TokenOutput:
         model = self.config.model
         if model.family in ENCODER_DECODERS:
             source_segments_BS = features["source_segments"]
             encoded_BSD = encoder_decoder.encode(
                 model, weights, features["source"], source_segments_BS, features.get("source_positions"), dropout_key
             )
-            return encoder_decoder.logits(
+            return encoder_decoder.token_output(
                 model,
                 weights,
                 features["inputs"],
@@ -65,4 +73,5 @@ class TextToText:
         # A row of one text needs no mask of segments: what is padding comes after it.
         positions_BT = features.get("positions")
         segments_BT = None if positions_BT is None else features["segments"]
-        return gpt.logits(model, weights, features["inputs"], dropout_key, segments_BT, positions_BT)
+        x_BTD = gpt.hidden_states(model, weights, features["inputs"], dropout_key, segments_BT, positions_BT)
+        return gpt.token_output(model, weights, x_BTD)
