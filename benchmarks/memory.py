@@ -1,17 +1,16 @@
 """Measures what a loss in chunks and blocks that are computed again save in memory, and what they cost in time.
 
-    python benchmarks/memory.py [--rounds 5] [--precision float32] [--part loss|recompute] [--small]
+    python benchmarks/memory.py [--rounds 5] [--rows FILE] [--precision float32] [--part loss|recompute] [--small]
 
 Each contestant is a process of its own that trains on Drumline's own inner loop and stays alive; rounds go through all of
-them in turn, so that a drift of the machine touches all alike. The first contestant takes part twice: the ratio of the two is
-what the measurement itself is worth. Peaks are of resident bytes, after the first steps (so without what compiling took);
-from each is taken what stays without what is measured:
+them in turn, so that a drift of the machine touches all alike. The plain one takes part twice: the ratio of the two is
+what the measurement itself is worth. Peaks are of resident bytes, after the first steps (so without what compiling took):
 
-  loss        the same training with a loss that has no logits: what is left are the logits and what goes with them
-  recompute   training of the tiniest shape: what is left are weights, gradients, moments and activations
+  loss        less those of the same training with a loss that has no logits: what is left are the logits and what goes
+              with them. Gradients of both losses are compared in one process, by the norm of each weight's
+  recompute   as they are, TensorFlow's own bytes included; the note has them less those of the tiniest shape
 
-Printed are the medians of the rounds' ratios, beside the bars of both. `--small` is a trial of the program itself: shapes so
-small that its figures say nothing.
+`--small` is a trial of the program itself: shapes so small that its figures say nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +23,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from rows import Row, at_most, paired, report
 
 WARM_UP_STEPS, STEPS_PER_ROUND = 2, 2
 
@@ -59,12 +60,18 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Part:
-    """Contestants by name; `plain` takes part twice, `saving` is what is measured, `floor` what is taken off of both."""
+    """Contestants by name; `plain` takes part twice, `saving` is what is measured, `floor` what both would take without it.
 
+    number, memory_bar, time_bar: of the row in RESULTS.md
+    is_extra:                     whether the memory's ratio is of what lies above the floor
+    """
+
+    number: int
     contestants: dict[str, Contestant]
     plain: str
     saving: str
     floor: str
+    is_extra: bool
     memory_bar: float
     time_bar: float
 
@@ -83,14 +90,25 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--part", choices=("loss", "recompute"), help="one of the two alone")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--rows", type=Path, help="the file that the figures are added to")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--gradients", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
-        _answer_rounds(_training(Contestant(**json.loads(arguments.contestant)), arguments.precision))
+        contestant = Contestant(**json.loads(arguments.contestant))
+        if arguments.gradients:
+            print(_gradient_difference(contestant, arguments.precision))
+        else:
+            _answer_rounds(_training(contestant, arguments.precision))
         return
     for name, part in parts(small=arguments.small).items():
         if arguments.part in (None, name):
-            _print(name, part, _compare(part, arguments.rounds, arguments.precision), arguments.precision)
+            found = _compare(part, arguments.rounds, arguments.precision)
+            _print(name, part, found, arguments.precision)
+            rows = _rows(part, found)
+            if name == "loss":
+                rows.append(_gradient_row(part.contestants[part.saving], arguments.precision))
+            report(rows, arguments.rows)
 
 
 def parts(*, small: bool) -> dict[str, Part]:
@@ -110,8 +128,8 @@ def parts(*, small: bool) -> dict[str, Part]:
         "tiniest": Contestant("1,8,1,2,1,3"),
     }
     return {
-        "loss": Part(loss, "all logits", "chunks", "no logits", memory_bar=0.25, time_bar=1.03),
-        "recompute": Part(recompute, "none", "blocks", "tiniest", memory_bar=0.45, time_bar=1.35),
+        "loss": Part(7, loss, "all logits", "chunks", "no logits", is_extra=True, memory_bar=0.25, time_bar=1.03),
+        "recompute": Part(8, recompute, "none", "blocks", "tiniest", is_extra=False, memory_bar=0.45, time_bar=1.35),
     }
 
 
@@ -141,28 +159,65 @@ def _print(name: str, part: Part, found: dict[str, list[Round]], precision: str)
         seconds = statistics.median(answer.seconds for answer in answers)
         print(f"  {each:18}{1e3 * seconds:10.1f}{peaks[each] / 1e6:10.0f}{(peaks[each] - peaks[part.floor]) / 1e6:22.0f}")
 
-    def row(label: str, above: str, of: Callable[[str, int], float], bar: float | None) -> None:
-        ratios = [of(above, number) / of(part.plain, number) for number in range(num_rounds)]
-        told = "(control)" if bar is None else f"bar: at most {bar:.2f}"
-        print(f"  {label:44} {statistics.median(ratios):.3f}  ({min(ratios):.3f} ... {max(ratios):.3f})  {told}")
 
-    def extra(each: str, number: int) -> float:
-        return found[each][number].peak_bytes - found[part.floor][number].peak_bytes
+def _rows(part: Part, found: dict[str, list[Round]]) -> list[Row]:
+    """Memory and time of what saves over the plain one."""
+    floors = [answer.peak_bytes for answer in found[part.floor]]
 
-    def seconds(each: str, number: int) -> float:
-        return found[each][number].seconds
+    def above_floor(name: str) -> list[float]:
+        return [answer.peak_bytes - floor for answer, floor in zip(found[name], floors, strict=True)]
 
-    for kind, of, bar in (("memory", extra, part.memory_bar), ("time", seconds, part.time_bar)):
-        row(f"{kind}, {part.saving} / {part.plain}", part.saving, of, bar)
-        row(f"{kind}, {part.plain} again / {part.plain}", f"{part.plain} again", of, None)
+    def peaks(name: str) -> list[float]:
+        return above_floor(name) if part.is_extra else [float(answer.peak_bytes) for answer in found[name]]
+
+    def seconds(name: str) -> list[float]:
+        return [answer.seconds for answer in found[name]]
+
+    again, shape = f"{part.plain} again", part.contestants[part.plain].shape
+    note = f"shape {shape}; {_median_megabytes(peaks(part.saving))} over {_median_megabytes(peaks(part.plain))}"
+    if not part.is_extra:
+        less = statistics.median(paired(above_floor(part.saving), above_floor(part.plain)))
+        note += f"; {less:.3f} less the {_median_megabytes([*map(float, floors)])} of the tiniest training"
+    rows = []
+    for what, of, bar, told in (
+        ("extra memory" if part.is_extra else "peak memory", peaks, part.memory_bar, note),
+        ("step time", seconds, part.time_bar, f"shape {shape}"),
+    ):
+        control = statistics.median(paired(of(again), of(part.plain)))
+        label = f"{what}, {part.saving} over {part.plain}"
+        rows.append(at_most(part.number, label, bar, paired(of(part.saving), of(part.plain)), control, told))
+    return rows
+
+
+def _median_megabytes(amounts: list[float]) -> str:
+    return f"{statistics.median(amounts) / 1e6:,.0f} MB"
+
+
+def _gradient_row(contestant: Contestant, precision: str) -> Row:
+    command = [*_command(contestant, precision), "--gradients"]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=_environment()).stdout
+    what = "largest difference of a weight's gradient, in chunks and of all logits, over its norm"
+    difference = float(printed.splitlines()[-1])
+    return Row(7, what, difference, 1e-6, True, note=f"{difference:.2e}; shape {contestant.shape}")
 
 
 def _start(contestant: Contestant, precision: str) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--contestant", json.dumps(contestant.__dict__), "--precision", precision]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        _command(contestant, precision),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=_environment(),
     )
+
+
+def _command(contestant: Contestant, precision: str) -> list[str]:
+    return [sys.executable, __file__, "--contestant", json.dumps(asdict(contestant)), "--precision", precision]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _round(process: subprocess.Popen[str], name: str) -> Round:
@@ -199,7 +254,8 @@ def _training(contestant: Contestant, precision: str) -> Callable[[int], object]
     from trainer.distribution import connect
     from trainer.position import GraphPosition
     from trainer.sizes import Sizes
-    from trainer.step import choose_compiler, compile_training, create_state
+    from trainer.step import choose_compiler, compile_training
+    from trainer.training_state import create_state
 
     shape = Shape.read(contestant.shape)
     if not contestant.has_logits:
@@ -208,7 +264,7 @@ def _training(contestant: Contestant, precision: str) -> Callable[[int], object]
     distribution = connect(config.distribution)
     plan, state = plan_batches(config.train, distribution.num_replicas), create_state(config, Sizes(shape.vocabulary))
     train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
-    tokens = np.random.default_rng(0).integers(0, shape.vocabulary, (1, shape.batch, shape.length + 1), np.int32)
+    tokens = _tokens(shape)[None]
     element = {
         "inputs": tokens[..., :-1],
         "targets": tokens[..., 1:],
@@ -217,6 +273,46 @@ def _training(contestant: Contestant, precision: str) -> Callable[[int], object]
     }
     batches = distribution.iterate(tf.data.Dataset.from_tensors(element).repeat().prefetch(2))
     return lambda count: train_steps(batches, tf.constant(0, tf.int64), tf.constant(count))["loss"].numpy()
+
+
+def _tokens(shape: Shape) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, shape.vocabulary, (shape.batch, shape.length + 1), np.int32)
+
+
+def _gradient_difference(contestant: Contestant, precision: str) -> float:
+    """The largest norm of a weight's gradient in chunks less that of all logits, over the norm of the latter."""
+    import numpy as np
+    import tensorflow as tf
+
+    from trainer.config import Config
+    from trainer.models.blocks import DropoutKey
+    from trainer.sizes import Sizes
+    from trainer.step import choose_compiler
+    from trainer.tasks.choice import choose_task
+    from trainer.training_state import create_state
+
+    shape, gradients = Shape.read(contestant.shape), []
+    for each in (contestant, replace(contestant, chunk=None)):
+        config = Config.model_validate(_sections(shape, each, precision))
+        task, weights = choose_task(config), create_state(config, Sizes(shape.vocabulary)).weights
+
+        @tf.function(jit_compile=choose_compiler(config)[0], autograph=False)
+        def differentiate(values: Any, features: Any, task: Any = task) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                key = DropoutKey(tf.constant([0, 0], tf.int64), tf.constant(0, tf.int64))
+                computed = {name: tf.cast(value, precision) for name, value in values.items()}
+                loss_sum, _ = task.loss_sums(computed, features, key)
+            return tape.gradient(loss_sum, values)
+
+        tokens = _tokens(shape)
+        values = {name: tf.convert_to_tensor(value) for name, value in weights.items()}
+        features = {"inputs": tf.constant(tokens[:, :-1]), "targets": tf.constant(tokens[:, 1:])}
+        gradients.append({name: value.numpy() for name, value in differentiate(values, features).items()})
+    chunks, whole = gradients
+    return max(float(np.linalg.norm(chunks[name] - value) / np.linalg.norm(value)) for name, value in whole.items())
 
 
 def _sections(shape: Shape, contestant: Contestant, precision: str) -> dict[str, Any]:
