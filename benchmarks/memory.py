@@ -10,7 +10,8 @@ what the measurement itself is worth. Peaks are of resident bytes, after the fir
               with them. Gradients of both losses are compared in one process, by the norm of each weight's
   recompute   as they are, TensorFlow's own bytes included; the note has them less those of the tiniest shape
 
-`--small` is a trial of the program itself: shapes so small that its figures say nothing.
+The contestants are alive together: it wants 16 GB of free memory. `--small` is a trial of the program itself: shapes so
+small that its figures say nothing.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def main() -> None:
 
 
 def parts(*, small: bool) -> dict[str, Part]:
-    """The two comparisons. The first shape's logits take 1.6 GB, so that its loss is in chunks as it comes."""
-    wide = "2,32,2,32,2,509" if small else "6,384,6,512,16,50257"
+    """The two comparisons. The first shape's logits take 1.2 GB, so that its loss is in chunks as it comes."""
+    wide = "2,32,2,32,2,509" if small else "6,384,6,512,12,50257"
     deep = "3,32,2,64,2,101" if small else "12,384,6,1024,4,8192"
     loss = {
         "all logits": Contestant(wide),
