@@ -21,7 +21,7 @@ from trainer.data.windows import Samples
 from trainer.distribution import Distribution, connect, gather
 from trainer.errors import DataError, UserError
 from trainer.run_directory import open_run
-from trainer.step import choose_compiler, compile_evaluation
+from trainer.step import Compiler, choose_compiler, compile_evaluation
 from trainer.tasks.choice import choose_task
 from trainer.text_evaluation import TextEvaluation
 from trainer.training_state import create_weights
@@ -56,14 +56,14 @@ class Evaluation:
         distribution: Distribution,
         plan: BatchPlan,
         samples: Sequence[Samples],
-        use_xla: bool,
+        compiler: Compiler,
         generation: GenerationConfig | None = None,
     ) -> None:
         """`generation` says how the texts of `evaluation.generate` are written; None for greedily."""
         self._every = config.evaluation.every if samples else None
         self._last_step = config.train.steps
         self._distribution = distribution
-        self._evaluate = compile_evaluation(config, weights, distribution, plan, use_xla)
+        self._evaluate = compile_evaluation(config, weights, distribution, plan, compiler)
         self._task, self._samples = choose_task(config), samples
         self._has_perplexity = "perplexity" in METRICS[config.task]
         self._counted = "num_tokens" if self._has_perplexity else "num_samples"
@@ -182,8 +182,8 @@ def evaluate_run(
     weights = create_weights(config, corpus.manifest.sizes)
     assign_weights(weights, read_weights(chosen), str(chosen))
     plan = plan_batches(config.train, distribution.num_replicas)
-    use_xla, _ = choose_compiler(config)
-    result = Evaluation(config, weights, distribution, plan, corpus.validation, use_xla, generation).run()
+    compiler, _ = choose_compiler(config)
+    result = Evaluation(config, weights, distribution, plan, corpus.validation, compiler, generation).run()
     return {
         "run": str(path),
         "step": progress.step,

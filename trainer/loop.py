@@ -60,11 +60,11 @@ def train(
         watchdog.phase("going on from a checkpoint")
         progress = restore(run, config, corpus, state, distribution, fresh=fresh, allowed_changes=allowed_changes)
 
-        use_xla, reason = choose_compiler(config)
+        compiler, reason = choose_compiler(config)
         position = GraphPosition()
         watchdog.position = position.read
-        train_steps = compile_training(config, state, distribution, plan, use_xla, position)
-        evaluation = Evaluation(config, state.evaluated, distribution, plan, corpus.validation, use_xla)
+        train_steps = compile_training(config, state, distribution, plan, compiler, position)
+        evaluation = Evaluation(config, state.evaluated, distribution, plan, corpus.validation, compiler)
         owes_evaluation = evaluation.is_due(progress.step) and _lacks_validation(run, distribution, progress.step)
         step, num_steps = progress.step, config.train.steps
         if step >= num_steps and not owes_evaluation:
@@ -77,7 +77,7 @@ def train(
             StopRequest() as stop,
             open_records(config, run, corpus, distribution, plan, progress, command_line) as records,
         ):
-            _announce(config, corpus, distribution, plan, records.monitor, f"{'XLA' if use_xla else 'graph'}: {reason}")
+            _announce(config, corpus, distribution, plan, records.monitor, f"compile {compiler}: {reason}")
             # The order of the data is a function of the position: a resumed run differs from a new one only in where it
             # begins, and so does one that goes back and steps over what made it diverge.
             batches = _batches_from(progress, corpus, plan, distribution)

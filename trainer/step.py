@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +15,7 @@ import tensorflow as tf
 from trainer.config import BatchPlan, Config
 from trainer.distribution import Distribution
 from trainer.models.blocks import DropoutKey
+from trainer.models.elementwise import compiled_apart
 from trainer.models.parameters import Parameter
 from trainer.optimizers.average import move_average
 from trainer.optimizers.choice import update_weight
@@ -40,18 +41,17 @@ REPORTED = {
 }
 
 
-def choose_compiler(config: Config) -> tuple[bool, str]:
-    """Whether XLA compiles the forward and backward pass, and why.
+Compiler = Literal["xla", "elementwise", "graph"]
 
-    XLA fuses what lies between the matrix products, on GPUs as on CPUs. But on CPUs it has no bfloat16 or float16 products,
-    and is slower with them than in float32; the graph's kernels (oneDNN) have them.
-    """
+
+def choose_compiler(config: Config) -> tuple[Compiler, str]:
+    """What XLA compiles of the forward and backward pass, and why: all of it, each chain of elementwise operations by itself
+    (`models.elementwise`), or nothing."""
     if config.train.compile != "auto":
-        return config.train.compile == "xla", "as configured"
-    on_gpu = bool(tf.config.get_visible_devices("GPU"))
-    if on_gpu or config.train.precision == "float32":
-        return True, "it fuses what lies between the matrix products"
-    return False, f"on a CPU it alone has {config.train.precision} matrix products"
+        return config.train.compile, "as configured"
+    if tf.config.get_visible_devices("GPU"):
+        return "xla", "it fuses what lies between the matrix products"
+    return "elementwise", "XLA fuses what lies between the matrix products, but on a CPU its own are slower than the graph's"
 
 
 def compile_training(
@@ -59,7 +59,7 @@ def compile_training(
     state: TrainingState,
     distribution: Distribution,
     plan: BatchPlan,
-    use_xla: bool,
+    compiler: Compiler,
     position: GraphPosition,
 ) -> Callable[[Iterator[Any], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """A function (batches, first_step, num_steps) that makes so many updates in one call, and marks its `position`.
@@ -69,7 +69,7 @@ def compile_training(
     update was left out since loss or gradient were not finite; and `sample_ids` [num_steps, local replicas, A, M], read
     off the batches.
     """
-    update = _update_function(config, state, distribution, plan, use_xla, position)
+    update = _update_function(config, state, distribution, plan, compiler, position)
 
     def one_step(batches: Iterator[Any], step: tf.Tensor) -> dict[str, tf.Tensor]:
         asked = _now(config)
@@ -97,17 +97,18 @@ def compile_training(
 
 
 def compile_evaluation(
-    config: Config, weights: Mapping[str, tf.Variable], distribution: Distribution, plan: BatchPlan, use_xla: bool
+    config: Config, weights: Mapping[str, tf.Variable], distribution: Distribution, plan: BatchPlan, compiler: Compiler
 ) -> Callable[[Iterator[Any], tf.Tensor], tuple[tf.Tensor, dict[str, tf.Tensor]]]:
     """A function (batches, num_batches) that returns, for each batch, the sum of its losses and how many they are, over all
     replicas: float64 [num_batches, 2]; and the outputs of the samples on this process's replicas, with their
     `sample_ids`: [num_batches, local replicas, A, M, ...]."""
     dtype, task = PRECISIONS[config.train.precision], choose_task(config)
 
-    @tf.function(jit_compile=use_xla, autograph=False)
+    @tf.function(jit_compile=compiler == "xla", autograph=False)
     def micro_batch(values: list[tf.Tensor], features: Features) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         computed = {name: tf.cast(value, dtype) for name, value in zip(weights, values, strict=True)}
-        sums, outputs = task.evaluate(computed, features)
+        with compiled_apart(compiler == "elementwise"):
+            sums, outputs = task.evaluate(computed, features)
         return list(sums), outputs
 
     def replica(batch: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
@@ -158,14 +159,14 @@ def _update_function(
     state: TrainingState,
     distribution: Distribution,
     plan: BatchPlan,
-    use_xla: bool,
+    compiler: Compiler,
     position: GraphPosition,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """One update, as a replica sees it."""
     trained = [name for name, parameter in state.parameters.items() if parameter.is_trainable]
     frozen = [name for name in state.weights if name not in trained]
-    differentiation = _differentiation(config, choose_task(config), trained, frozen)
-    differentiate = tf.function(differentiation, jit_compile=use_xla, autograph=False)
+    differentiation = _differentiation(config, choose_task(config), trained, frozen, compiler)
+    differentiate = tf.function(differentiation, jit_compile=compiler == "xla", autograph=False)
     scaled = config.train.precision == "float16"
     # In float16 the loss scale is that of a micro-batch's mean, as is customary: a sum over many tokens has gradients that
     # leave float16's range at any scale. It does not depend on the number of replicas.
@@ -225,7 +226,9 @@ def _update_function(
     return update
 
 
-def _differentiation(config: Config, task: Task, trained: list[str], frozen: list[str]) -> Callable[..., list[tf.Tensor]]:
+def _differentiation(
+    config: Config, task: Task, trained: list[str], frozen: list[str], compiler: Compiler
+) -> Callable[..., list[tf.Tensor]]:
     """A pure function (trained weights, frozen ones, features, first_row, step, loss_scale) -> [*gradients, loss sum, how
     many losses, how many tokens], float32."""
     dtype = PRECISIONS[config.train.precision]
@@ -239,7 +242,7 @@ def _differentiation(config: Config, task: Task, trained: list[str], frozen: lis
         loss_scale: tf.Tensor,
     ) -> list[tf.Tensor]:
         key = DropoutKey(seed=tf.stack([tf.constant(config.run.seed, tf.int64), step]), first_row=first_row)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with compiled_apart(compiler == "elementwise"), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             computed = {name: tf.cast(value, dtype) for name, value in zip([*trained, *frozen], [*values, *fixed], strict=True)}
             scale = loss_scale if dtype == tf.float16 else None

@@ -266,14 +266,12 @@ def test_weights_begin_as_a_function_of_seed_and_name() -> None:
     assert first.weights["token_embedding"].numpy().std() == pytest.approx(expected, rel=0.15)
 
 
-def test_the_compiler_is_the_configured_one_or_the_precisions() -> None:
-    assert choose_compiler(config(train={"compile": "xla"}))[0]
-    assert not choose_compiler(config(train={"compile": "graph"}))[0]
-    chosen = {}
+def test_the_compiler_is_the_configured_one_or_the_devices() -> None:
+    for compiler in ("xla", "elementwise", "graph"):
+        assert choose_compiler(config(train={"compile": compiler})) == (compiler, "as configured")
     for precision in ("float32", "bfloat16", "float16"):
-        chosen[precision], reason = choose_compiler(config(train={"compile": "auto", "precision": precision}))
-        assert reason
-    assert chosen == {"float32": True, "bfloat16": False, "float16": False}  # on a CPU
+        chosen, reason = choose_compiler(config(train={"compile": "auto", "precision": precision}))
+        assert chosen == "elementwise" and reason  # on a CPU
 
 
 @pytest.mark.parametrize("distribution", [{}, TWO_REPLICAS], ids=["single", "mirrored"])
@@ -283,7 +281,7 @@ def test_evaluation_sums_over_all_replicas_and_batches(distribution: Mapping[str
     plan = plan_batches(settings.train, connected.num_replicas)
     with connected.scope():
         weights = create_state(settings, Sizes(VOCABULARY_SIZE)).weights
-    evaluate = compile_evaluation(settings, weights, connected, plan, use_xla=False)
+    evaluate = compile_evaluation(settings, weights, connected, plan, "graph")
     batches = connected.iterate(dataset(plan, connected.replicas, unequal=True))
     sums, outputs = evaluate(batches, tf.constant(3))
     loss_sums, num_tokens = sums.numpy().T

@@ -111,7 +111,8 @@ class TrainConfig(Section):
     """Updates and batches. Batch sizes are global and count sequences: what a replica gets follows from how many there are.
 
     `micro_batch_size` sequences, over all replicas, are computed at once; their gradients are added up until
-    `global_batch_size` is reached, and reduced once. `compile: auto` picks XLA or graph by device and precision.
+    `global_batch_size` is reached, and reduced once. `compile`: XLA compiles the whole forward and backward pass, each chain of
+    elementwise operations by itself (`elementwise`), or nothing (`graph`); `auto` picks by device.
     The loss scale is float16's alone: halved at an overflow, doubled after `loss_scale_growth_steps` steps without one.
 
     `steps_per_loop` updates are made in one call of TensorFlow, or as many as fit into `loop_seconds`: between calls a stop
@@ -133,7 +134,7 @@ class TrainConfig(Section):
     steps_per_loop: Count = 10
     loop_seconds: Annotated[float, Field(gt=0.0)] = 10.0
     deterministic: bool = False
-    compile: Literal["auto", "xla", "graph"] = "auto"
+    compile: Literal["auto", "xla", "elementwise", "graph"] = "auto"
     initial_loss_scale: Annotated[float, Field(ge=1.0)] = 32_768.0
     loss_scale_growth_steps: Count = 2_000
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import ModelConfig
+from trainer.models import elementwise
 
 Weights = Mapping[str, tf.Tensor]
 
@@ -65,15 +66,10 @@ def linear(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) ->
 
 
 def normalize(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) -> tf.Tensor:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), computed in float32."""
-    x = tf.cast(x_BTD, tf.float32)
-    if model.normalization == "layer_norm":
-        x -= tf.reduce_mean(x, -1, keepdims=True)
-    x *= tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + model.normalization_epsilon)
-    x *= tf.cast(weights[f"{name}.gain"], tf.float32)
-    if f"{name}.bias" in weights:
-        x += tf.cast(weights[f"{name}.bias"], tf.float32)
-    return tf.cast(x, x_BTD.dtype)
+    """LayerNorm or RMSNorm, as the model has it."""
+    gain, bias = weights[f"{name}.gain"], weights.get(f"{name}.bias")
+    is_centred = model.normalization == "layer_norm"
+    return elementwise.normalize(x_BTD, gain, bias, is_centred, model.normalization_epsilon)
 
 
 def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: int) -> tf.Tensor:
@@ -172,12 +168,10 @@ def attend(
     groups = heads // model.key_value_heads
     grouped = (batch, model.key_value_heads, groups * time, width)
     query = tf.reshape(query_BHTW, grouped) if groups > 1 else query_BHTW
-    scores = tf.cast(tf.matmul(query, key_BKSW, transpose_b=True), tf.float32)
-    if model.family != "t5":
-        scores *= width**-0.5
+    scores = tf.matmul(query, key_BKSW, transpose_b=True)
     if groups > 1:
         scores = tf.reshape(scores, (batch, heads, time, -1))
-    probabilities = tf.cast(tf.nn.softmax(scores + mask_TS), value_BKSW.dtype)
+    probabilities = elementwise.masked_softmax(scores, mask_TS, 1.0 if model.family == "t5" else width**-0.5)
     probabilities = dropout(probabilities, model.dropout, dropout_key, site)
     if groups > 1:
         probabilities = tf.reshape(probabilities, (batch, model.key_value_heads, groups * time, -1))
@@ -234,36 +228,38 @@ def feed_forward(
 ) -> tf.Tensor:
     """Two matrices with the activation between them; where it has a gate, the first is two side by side, of which the
     activated one multiplies the other (Shazeer 2020, arXiv:2002.05202). With a key there is dropout before the second."""
-    hidden = linear(model, weights, f"{name}.up", x_BTD)
-    if model.is_gated:
-        gate, up = tf.split(hidden, 2, -1)
-        hidden = activate(model, gate) * up
-    else:
-        hidden = activate(model, hidden)
+    hidden = activate(model, linear(model, weights, f"{name}.up", x_BTD))
     hidden = dropout(hidden, model.dropout, dropout_key, site)
     return linear(model, weights, f"{name}.down", hidden)
 
 
 def activate(model: ModelConfig, x: tf.Tensor) -> tf.Tensor:
-    """The activation function, or that of its gate. GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) in the tanh form
-    that GPT-2 and T5 use, or exactly, as BERT has it."""
+    """The activation function. GELU in the tanh form that GPT-2 and T5 use, or exactly, as BERT has it. Where there is a gate,
+    it is the first half of `x`, and what it lets through the second."""
     match model.activation:
-        case "gelu" | "gated_gelu":
-            return tf.nn.gelu(x, approximate=True)
+        case "gelu":
+            return elementwise.gelu(x, True)
         case "gelu_erf":
-            return tf.nn.gelu(x, approximate=False)
+            return elementwise.gelu(x, False)
         case "relu":
             return tf.nn.relu(x)
+        case "gated_gelu":
+            return elementwise.gated_gelu(*tf.split(x, 2, -1))
         case "swiglu":
-            return tf.nn.silu(x)
+            return elementwise.gated_silu(*tf.split(x, 2, -1))
 
 
 def token_scores(output: TokenOutput) -> tf.Tensor:
     """Scores over the vocabulary, [B, T, V]: float32 whatever the precision of the product, as a softmax over them follows."""
+    vectors_BTD, table_VD, _ = output
+    return tf.reshape(tf.cast(flat_scores(output), tf.float32), (-1, sizes(vectors_BTD)[1], table_VD.shape[0]))
+
+
+def flat_scores(output: TokenOutput) -> tf.Tensor:
+    """The scores as the product leaves them, in its precision, but for a bias, which is added in float32: [B T, V]."""
     vectors_BTD, table_VD, bias_V = output
     scores = tf.matmul(tf.reshape(vectors_BTD, (-1, table_VD.shape[1])), table_VD, transpose_b=True)
-    scores = tf.reshape(tf.cast(scores, tf.float32), (-1, sizes(vectors_BTD)[1], table_VD.shape[0]))
-    return scores if bias_V is None else scores + tf.cast(bias_V, tf.float32)
+    return scores if bias_V is None else tf.cast(scores, tf.float32) + tf.cast(bias_V, tf.float32)
 
 
 def causal_mask(time: int | tf.Tensor) -> tf.Tensor:

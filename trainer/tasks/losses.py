@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import TrainConfig
-from trainer.models.blocks import TokenOutput, token_scores
+from trainer.models.blocks import TokenOutput, flat_scores, token_scores
+from trainer.models.elementwise import cross_entropy
 from trainer.tasks import chunked_loss
 from trainer.tasks.task import Sums
 
@@ -19,17 +20,11 @@ from trainer.tasks.task import Sums
 def token_loss_sums(logits: tf.Tensor, targets: tf.Tensor, smoothing: float = 0.0) -> tuple[tf.Tensor, tf.Tensor]:
     """The sum of the cross-entropies (nats) of the targets that count, and how many count: float32 scalars.
 
-    `logits` float32 [..., V]; `targets` int32 [...], of which -1 does not count. With `smoothing` that share of a target's
-    weight goes to all classes alike (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    `logits` [..., V], of any type; `targets` int32 [...], of which -1 does not count; `smoothing` as of `cross_entropy`.
     """
     targets_N = tf.reshape(targets, (-1,))
-    logits_NV = tf.reshape(logits, (-1, logits.shape[-1]))
     counted_N = tf.cast(targets_N >= 0, tf.float32)
-    losses_N = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(targets_N, 0), logits_NV)
-    if smoothing:
-        # The cross-entropy with the even distribution: the log of the partition function less the mean logit.
-        even_N = tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_mean(logits_NV, -1)
-        losses_N = (1.0 - smoothing) * losses_N + smoothing * even_N
+    losses_N = cross_entropy(tf.reshape(logits, (-1, logits.shape[-1])), tf.maximum(targets_N, 0), smoothing)
     return tf.reduce_sum(losses_N * counted_N), tf.reduce_sum(counted_N)
 
 
@@ -46,7 +41,7 @@ def output_loss_sums(
     """
     chunk = _chunk(train, output, targets)
     if chunk is None:
-        return token_loss_sums(token_scores(output), targets, smoothing)
+        return token_loss_sums(flat_scores(output), targets, smoothing)
     loss_sum = chunked_loss.loss_sum(output, targets, chunk, smoothing, loss_scale)
     return loss_sum, _num_counted(targets)
 

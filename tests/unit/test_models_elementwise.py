@@ -1,0 +1,107 @@
+"""Chains that XLA compiles by themselves compute what they compute as plain operations, and so do their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.models import elementwise
+
+RANDOM = np.random.default_rng(0)
+
+
+def numbers(*shape: int) -> tf.Tensor:
+    return tf.constant(RANDOM.normal(size=shape), tf.float32)
+
+
+CHAINS: dict[str, tuple[Callable[..., tf.Tensor], tuple[Any, ...]]] = {
+    "layer_norm": (elementwise.normalize, (numbers(6, 16), numbers(16), numbers(16), True, 1e-5)),
+    "rms_norm": (elementwise.normalize, (numbers(6, 16), numbers(16), None, False, 1e-5)),
+    "gelu": (elementwise.gelu, (numbers(6, 16), True)),
+    "gelu_erf": (elementwise.gelu, (numbers(6, 16), False)),
+    "gated_gelu": (elementwise.gated_gelu, (numbers(6, 16), numbers(6, 16))),
+    "gated_silu": (elementwise.gated_silu, (numbers(6, 16), numbers(6, 16))),
+    "softmax": (elementwise.masked_softmax, (numbers(2, 3, 4, 4), numbers(4, 4), 0.5)),
+    "softmax of rows that differ": (elementwise.masked_softmax, (numbers(2, 3, 4, 4), numbers(2, 1, 4, 4), 0.5)),
+    "softmax with a bias of heads": (elementwise.masked_softmax, (numbers(2, 3, 4, 4), numbers(3, 4, 4), 1.0)),
+    "cross_entropy": (elementwise.cross_entropy, (numbers(5, 11), tf.constant([0, 10, 3, 3, 7]))),
+    "smoothed cross_entropy": (elementwise.cross_entropy, (numbers(5, 11), tf.constant([0, 10, 3, 3, 7]), 0.1)),
+}
+
+
+def with_gradients(chain: Callable[..., tf.Tensor], arguments: tuple[Any, ...], *, apart: bool) -> list[np.ndarray]:
+    """What the chain computes, and the gradients of a sum of it, each element with a weight of its own."""
+    floats = [each for each in arguments if isinstance(each, tf.Tensor) and each.dtype.is_floating]
+
+    @tf.function(autograph=False)
+    def compute() -> list[tf.Tensor]:
+        with elementwise.compiled_apart(apart), tf.GradientTape() as tape:
+            tape.watch(floats)
+            result = chain(*arguments)
+            total = tf.reduce_sum(
+                tf.cast(result, tf.float32) * tf.reshape(tf.range(tf.size(result), dtype=tf.float32), result.shape)
+            )
+        return [tf.cast(each, tf.float32) for each in (result, *tape.gradient(total, floats))]
+
+    return [each.numpy() for each in compute()]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_compiled_apart_a_chain_and_its_gradients_are_the_plain_ones(name: str) -> None:
+    chain, arguments = CHAINS[name]
+    plain, apart = (with_gradients(chain, arguments, apart=apart) for apart in (False, True))
+    for one, other in zip(plain, apart, strict=True):
+        np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "gelu", "softmax", "cross_entropy"])
+def test_in_bfloat16_only_what_goes_in_and_out_is_rounded(name: str) -> None:
+    chain, arguments = CHAINS[name]
+    keep = 1 if name == "softmax" else None  # the mask stays float32
+    narrow = tuple(
+        tf.cast(each, tf.bfloat16) if isinstance(each, tf.Tensor) and each.dtype == tf.float32 and place != keep else each
+        for place, each in enumerate(arguments)
+    )
+    wide = tuple(
+        tf.cast(each, tf.float32) if isinstance(each, tf.Tensor) and each.dtype == tf.bfloat16 else each for each in narrow
+    )
+    found = with_gradients(chain, narrow, apart=True)[0]
+    exact = with_gradients(chain, wide, apart=False)[0]
+    np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-6)
+
+
+def test_apart_each_chain_is_compiled_by_xla_and_elsewhere_none_is() -> None:
+    def compiled(apart: bool) -> int:
+        @tf.function(autograph=False)
+        def forward(x: tf.Tensor) -> tf.Tensor:
+            with elementwise.compiled_apart(apart):
+                return elementwise.gelu(elementwise.normalize(x, tf.ones(16), tf.zeros(16), True, 1e-5), True)
+
+        definition = forward.get_concrete_function(numbers(6, 16)).graph.as_graph_def()
+        return sum(function.attr["_XlaMustCompile"].b for function in definition.library.function)
+
+    assert compiled(apart=True) == 2
+    assert compiled(apart=False) == 0
+
+
+def test_layers_of_one_shape_share_one_trace() -> None:
+    traces: list[tuple[int, ...]] = []
+
+    @elementwise.chain
+    def counted(x: tf.Tensor) -> tf.Tensor:
+        traces.append(tuple(x.shape))
+        return x * 2.0
+
+    @tf.function(autograph=False)
+    def layers(x: tf.Tensor) -> tf.Tensor:
+        for _ in range(4):
+            x = counted(x)
+        return x
+
+    with elementwise.compiled_apart():
+        layers(numbers(3, 5))
+    assert traces == [(3, 5)]

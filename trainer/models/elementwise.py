@@ -1,0 +1,187 @@
+"""The chains of elementwise operations between the matrix products, which on a CPU are compiled apart from those.
+
+Each operation of a chain, as a kernel of its own, reads and writes a whole activation; XLA makes few loops of them. But on a
+CPU XLA's matrix products are slower than the graph's (oneDNN), in bfloat16 by far. So within `compiled_apart` XLA compiles
+each chain by itself, and its gradient, and leaves the products to the graph. Elsewhere a chain is its operations, as part of
+whatever is around it.
+
+Axes: N positions, V tokens, H heads, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import tensorflow as tf
+
+_is_apart = ContextVar("is_apart", default=False)
+
+
+@contextmanager
+def compiled_apart(is_apart: bool = True) -> Iterator[None]:
+    """While the graph is built inside, XLA compiles each chain by itself."""
+    token = _is_apart.set(is_apart)
+    try:
+        yield
+    finally:
+        _is_apart.reset(token)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def chain(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A chain (tensors and numbers) -> tensor, whose gradient computes from the same arguments again what it needs: between
+    the products nothing but these is kept."""
+    forward = _compiled(function)
+
+    @_compiled
+    def backward(upstream: tf.Tensor, *arguments: Any) -> list[tf.Tensor]:
+        tensors = [each for each in arguments if isinstance(each, tf.Tensor)]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(tensors)
+            result = function(*arguments)
+        return tape.gradient(result, tensors, upstream)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> tf.Tensor:
+        if not _is_apart.get():
+            return function(*arguments)
+
+        @tf.custom_gradient
+        def apart(*tensors: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+            given = iter(tensors)
+            filled = [next(given) if isinstance(each, tf.Tensor) else each for each in arguments]
+            return forward(*filled), lambda upstream: backward(upstream, *filled)
+
+        return apart(*(each for each in arguments if isinstance(each, tf.Tensor)))
+
+    return call
+
+
+@chain
+def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor | None, is_centred: bool, epsilon: float) -> tf.Tensor:
+    """LayerNorm (Ba et al. 2016) where `is_centred`, otherwise RMSNorm (Zhang and Sennrich 2019), over the last axis:
+    computed in float32, and of x's type again."""
+    y = tf.cast(x, tf.float32)
+    if is_centred:
+        y -= tf.reduce_mean(y, -1, keepdims=True)
+    y *= tf.math.rsqrt(tf.reduce_mean(tf.square(y), -1, keepdims=True) + epsilon)
+    y *= tf.cast(gain, tf.float32)
+    if bias is not None:
+        y += tf.cast(bias, tf.float32)
+    return tf.cast(y, x.dtype)
+
+
+@chain
+def gelu(x: tf.Tensor, is_approximate: bool) -> tf.Tensor:
+    """Hendrycks and Gimpel 2016, arXiv:1606.08415: in the tanh form, or exactly; computed in float32."""
+    return tf.cast(tf.nn.gelu(tf.cast(x, tf.float32), approximate=is_approximate), x.dtype)
+
+
+@chain
+def gated_gelu(gate: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """What the gate's GELU lets through (Shazeer 2020, arXiv:2002.05202); computed in float32."""
+    return tf.cast(tf.nn.gelu(tf.cast(gate, tf.float32), approximate=True) * tf.cast(x, tf.float32), x.dtype)
+
+
+@chain
+def gated_silu(gate: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """What the gate's SiLU lets through; computed in float32."""
+    return tf.cast(tf.nn.silu(tf.cast(gate, tf.float32)) * tf.cast(x, tf.float32), x.dtype)
+
+
+def masked_softmax(scores_BHTS: tf.Tensor, mask_TS: tf.Tensor, scale: float) -> tf.Tensor:
+    """softmax(scores x scale + mask) over the keys: computed in float32, and of the scores' type again. The mask is float32,
+    of a shape that spreads over that of the scores."""
+    if not _is_apart.get():
+        return _masked_softmax(scores_BHTS, mask_TS, scale)
+
+    @tf.custom_gradient
+    def apart(scores: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+        probabilities = _compiled_masked_softmax(scores, mask, scale)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            by_scores = _masked_softmax_gradient(probabilities, upstream, scale)
+            # Only T5's mask is learned; elsewhere nobody asks for its gradient, and it is left out of the graph.
+            return by_scores, _sum_to_shape(tf.cast(by_scores, tf.float32) / scale, mask.shape)
+
+        return probabilities, gradient
+
+    return apart(scores_BHTS, mask_TS)
+
+
+def _masked_softmax(scores: tf.Tensor, mask: tf.Tensor, scale: float) -> tf.Tensor:
+    shifted = tf.cast(scores, tf.float32)
+    if scale != 1.0:
+        shifted *= scale
+    return tf.cast(tf.nn.softmax(shifted + mask), scores.dtype)
+
+
+_compiled_masked_softmax = _compiled(_masked_softmax)
+
+
+@_compiled
+def _masked_softmax_gradient(probabilities: tf.Tensor, upstream: tf.Tensor, scale: float) -> tf.Tensor:
+    """By the scores, from the probabilities alone: the exponentials are not computed again."""
+    p, u = tf.cast(probabilities, tf.float32), tf.cast(upstream, tf.float32)
+    return tf.cast(p * (u - tf.reduce_sum(p * u, -1, keepdims=True)) * scale, probabilities.dtype)
+
+
+def _sum_to_shape(x: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """The gradient by something of `shape` that was spread over x's shape."""
+    x = tf.reduce_sum(x, list(range(len(x.shape) - len(shape))))
+    return tf.reduce_sum(x, [axis for axis, size in enumerate(shape) if size == 1 and x.shape[axis] != 1], keepdims=True)
+
+
+def cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+    """The cross-entropy (nats) of each label, float32 [N], of logits of any type. With `smoothing` that share of a label's
+    weight goes to all classes alike (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+    if not _is_apart.get():
+        return _cross_entropy(tf.cast(logits_NV, tf.float32), labels_N, smoothing)
+
+    @tf.custom_gradient
+    def apart(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        losses_N, log_sums_N = _compiled_cross_entropy(logits, labels_N, smoothing)
+        return losses_N, lambda upstream: _cross_entropy_gradient(logits, log_sums_N, labels_N, smoothing, upstream)
+
+    return apart(logits_NV)
+
+
+def _cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float) -> tf.Tensor:
+    losses_N = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_N, logits_NV)
+    if smoothing:
+        # The cross-entropy with the even distribution: the log of the partition function less the mean logit.
+        even_N = tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_mean(logits_NV, -1)
+        losses_N = (1.0 - smoothing) * losses_N + smoothing * even_N
+    return losses_N
+
+
+@_compiled
+def _compiled_cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """The losses, and the logarithms of the partition functions."""
+    logits = tf.cast(logits_NV, tf.float32)
+    log_sums_N = tf.reduce_logsumexp(logits, -1)
+    own_N = tf.reduce_sum(tf.where(_is_label(logits_NV, labels_N), logits, 0.0), -1)
+    losses_N = log_sums_N - (1.0 - smoothing) * own_N
+    return losses_N - smoothing * tf.reduce_mean(logits, -1) if smoothing else losses_N, log_sums_N
+
+
+@_compiled
+def _cross_entropy_gradient(
+    logits_NV: tf.Tensor, log_sums_N: tf.Tensor, labels_N: tf.Tensor, smoothing: float, upstream_N: tf.Tensor
+) -> tf.Tensor:
+    """By the logits: probabilities less the label's weight, in one pass."""
+    probabilities = tf.exp(tf.cast(logits_NV, tf.float32) - log_sums_N[:, None])
+    even = smoothing / logits_NV.shape[1]
+    aimed = tf.where(_is_label(logits_NV, labels_N), 1.0 - smoothing + even, even)
+    return tf.cast((probabilities - aimed) * upstream_N[:, None], logits_NV.dtype)
+
+
+def _is_label(logits_NV: tf.Tensor, labels_N: tf.Tensor) -> tf.Tensor:
+    return tf.range(logits_NV.shape[1])[None] == labels_N[:, None]
