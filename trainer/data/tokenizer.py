@@ -21,6 +21,7 @@ import tokenizers
 from trainer.config import TokenizerConfig
 from trainer.data.tokenizer_files import read_tokenizer
 from trainer.data.tokenizer_training import END_OF_TEXT, UNKNOWN_CHARACTER, train_model
+from trainer.data.word_cache import WordCache, divides_by_words
 from trainer.errors import DataError
 from trainer.files import write_atomically
 
@@ -81,6 +82,8 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        if self._words is not None:
+            return self._words.encode_batch(texts)
         encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
@@ -93,6 +96,10 @@ class Tokenizer:
         """The text of tokens; special tokens have none."""
         text: str = self._model.decode(list(ids), skip_special_tokens=True)
         return text
+
+    @cached_property
+    def _words(self) -> WordCache | None:
+        return WordCache(self._model) if divides_by_words(json.loads(self.json_text)) else None
 
     @cached_property
     def continues_word(self) -> npt.NDArray[np.bool_]:

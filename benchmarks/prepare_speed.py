@@ -1,0 +1,145 @@
+"""Measures `drumline prepare` against `datasets.map` of Hugging Face, and with two processes against one.
+
+    python benchmarks/prepare_speed.py [--rounds 3] [--megabytes 128] [--peer-python /path/of/a/python/with/datasets]
+
+All read the same documents, one a line, encode them with the same BPE tokenizer of 8,192 tokens and write them to disk as
+Arrow. Counted is the wall time of whole commands: start of Python, imports, and of `prepare` also the check of all input
+beforehand, hashes and fsync. The peer reads the text into a data set (`load_dataset("text")`) and maps
+`encode_batch_fast` over it, a thousand documents at a time; its caches are new in each round. A process is one core's
+work: the tokenizer's own threads are off for all. `prepare` with one process takes part twice, as the control.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from random_text import write_documents
+from rows import Row, at_least, paired, report
+
+CONTESTANTS = ("datasets.map", "prepare", "prepare again", "prepare, 2 processes")
+TRAINING_BYTES = 2_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--megabytes", type=float, default=128.0, help="of text, which `prepare` divides into parts of 16 MiB and less"
+    )
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has `datasets`")
+    parser.add_argument("--rows", type=Path, help="adds the rows to this file")
+    parser.add_argument("--small", action="store_true", help="a megabyte, to see whether it works")
+    parser.add_argument("--map", nargs=3, metavar=("TEXT", "TOKENIZER", "CACHE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.map:
+        _map_datasets(*arguments.map)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        num_bytes = int(1e6 * (1.0 if arguments.small else arguments.megabytes))
+        rows = _measure(Path(directory), arguments.rounds, num_bytes, arguments.peer_python)
+    report(rows, arguments.rows)
+
+
+def _measure(directory: Path, rounds: int, num_bytes: int, peer_python: str) -> list[Row]:
+    _write_inputs(directory, num_bytes)
+    has_peer = _has_datasets(peer_python)
+    if not has_peer:
+        print(f"skipped: prepare over datasets.map: {peer_python} has no `datasets`; give --peer-python", flush=True)
+    contestants = CONTESTANTS if has_peer else CONTESTANTS[1:]
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        for name in contestants if number % 2 == 0 else reversed(contestants):
+            seconds[name].append(_run(name, directory, peer_python))
+    num_tokens = json.loads((directory / "store-prepare/manifest.json").read_text())["train"][0]["parts"]
+    total = sum(part["num_tokens"] for part in num_tokens)
+    speeds = {name: f"{total / statistics.median(values):,.0f}" for name, values in seconds.items()}
+    control = statistics.median(paired(seconds["prepare again"], seconds["prepare"]))
+    rows = []
+    if has_peer:
+        ratios = paired(seconds["datasets.map"], seconds["prepare"])
+        note = f"{speeds['prepare']} over {speeds['datasets.map']} tokens/s"
+        rows.append(at_least(10, "prepare over datasets.map, one process, tokens/s", 2.0, ratios, control, note))
+    ratios = paired(seconds["prepare"], seconds["prepare, 2 processes"])
+    note = f"{speeds['prepare, 2 processes']} over {speeds['prepare']} tokens/s"
+    return [*rows, at_least(10, "prepare with 2 processes over 1, tokens/s", 1.8, ratios, control, note)]
+
+
+def _write_inputs(directory: Path, num_bytes: int) -> None:
+    """Text and tokenizer, which belong to neither contestant's work."""
+    from trainer.config import TokenizerConfig
+    from trainer.data.tokenizer import Tokenizer
+
+    write_documents(directory / "text.txt", num_bytes)
+    write_documents(directory / "training.txt", min(num_bytes, TRAINING_BYTES), seed=2)
+    lines = (directory / "training.txt").read_text().splitlines()
+    Tokenizer.train(TokenizerConfig(kind="bpe", vocabulary_size=8192), lines).save(directory / "tokenizer.json")
+    config = {
+        "run": {"name": "prepare-speed"},
+        "data": {
+            "store": "none",
+            "train": [{"path": str(directory / "text.txt")}],
+            "format": "lines",
+            "sequence_length": 256,
+            "tokenizer": {"kind": "pretrained", "path": str(directory / "tokenizer.json")},
+        },
+        "model": {"num_layers": 1, "num_heads": 1, "width": 8},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"steps": 1, "global_batch_size": 1},
+    }
+    (directory / "config.yaml").write_text(json.dumps(config))
+
+
+def _has_datasets(python: str) -> bool:
+    if python == sys.executable:
+        return importlib.util.find_spec("datasets") is not None
+    return subprocess.run([python, "-c", "import datasets"], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def _run(name: str, directory: Path, peer_python: str) -> float:
+    """The seconds of one command, into an empty place."""
+    written = directory / f"store-{name.replace(' ', '-').replace(',', '')}"
+    shutil.rmtree(written, ignore_errors=True)
+    if name == "datasets.map":
+        command = [peer_python, __file__, "--map", *(str(directory / each) for each in ("text.txt", "tokenizer.json"))]
+        command.append(str(written))
+    else:
+        num_processes = "2" if name == "prepare, 2 processes" else "1"
+        command = [sys.executable, "-m", "trainer", "prepare", str(directory / "config.yaml"), f"data.store={written}"]
+        command += ["--processes", num_processes]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} ended with exit code {done.returncode}:\n{done.stderr}")
+    return time.perf_counter() - began
+
+
+def _map_datasets(text: str, tokenizer_file: str, cache: str) -> None:
+    """What one writes with `datasets` for it."""
+    import datasets
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(tokenizer_file)
+
+    def encode(batch: dict[str, Sequence[str]]) -> dict[str, list[list[int]]]:
+        return {"ids": [encoding.ids for encoding in tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)]}
+
+    documents = datasets.load_dataset("text", data_files=text, split="train", cache_dir=cache)
+    encoded = documents.map(encode, batched=True, remove_columns=["text"])
+    assert len(encoded) == len(documents)
+
+
+if __name__ == "__main__":
+    main()
