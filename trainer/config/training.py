@@ -117,6 +117,9 @@ class TrainConfig(Section):
 
     With an `average_decay` d the run also keeps, of each trained weight, a moving average: d times what it was, and 1 - d
     times the weight after the update. It is what is evaluated, predicted with and exported; training goes on with its own.
+
+    With `shard_optimizer` each of N Horovod ranks keeps 1/N of the optimizer's state (ZeRO stage 1; Rajbhandari et al. 2020,
+    arXiv:1910.02054). It is for optimizers that treat each number alone. Checkpoints do not depend on it.
     """
 
     steps: Count
@@ -131,6 +134,7 @@ class TrainConfig(Section):
     loss_scale_growth_steps: Count = 2_000
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    shard_optimizer: bool = False
 
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> TrainConfig:
