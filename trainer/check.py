@@ -91,7 +91,8 @@ def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Paramete
     return Memory(
         weights=4 * elements,
         gradients=4 * trained * (2 if plan.num_micro_batches > 1 else 1),
-        moments=4 * num_slot_elements(config.optimizer, weights.values()),
+        moments=4
+        * num_slot_elements(config.optimizer, weights.values(), plan.num_replicas if config.train.shard_optimizer else 1),
         compute_copies=size * elements if size < 4 else 0,
         activations=activations,
         average=4 * trained if config.train.average_decay is not None else 0,

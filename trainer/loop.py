@@ -29,7 +29,7 @@ from trainer.run_directory import RunDirectory, has_validation
 from trainer.step import choose_compiler, compile_training
 from trainer.stop import StopRequest
 from trainer.tasks.parameters import run_parameters
-from trainer.training_state import TrainingState, create_state
+from trainer.training_state import TrainingState, create_state, own_share
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,9 @@ def train(
         watchdog.join(distribution)
         plan = plan_batches(config.train, distribution.num_replicas)
         with distribution.scope():
-            state = create_state(config, corpus.manifest.sizes)
+            state = create_state(
+                config, corpus.manifest.sizes, own_share(config, distribution.rank, distribution.num_processes)
+            )
         watchdog.phase("going on from a checkpoint")
         progress = restore(run, config, corpus, state, distribution, fresh=fresh, allowed_changes=allowed_changes)
 

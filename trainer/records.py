@@ -20,7 +20,7 @@ from trainer.ledger import Ledger
 from trainer.monitor import throughput
 from trainer.monitor.monitor import Monitor
 from trainer.progress import Progress, Rollback
-from trainer.resume import saving_context, snapshot
+from trainer.resume import gather_slots, saving_context, snapshot
 from trainer.run_directory import RunDirectory
 from trainer.saver import CheckpointSaver
 from trainer.training_state import TrainingState
@@ -111,10 +111,15 @@ class Records:
         """
         if not may_be_left_out:
             self.wait_for_save()
+        if self._saver is not None:
+            self._saver.wait(LONGEST_WAIT_SECONDS)
+        is_busy = self._saver is not None and self._saver.is_busy
+        slots = None
+        if state.share is not None and not chiefs(self._distribution, int(is_busy)):
+            slots = gather_slots(state, self._distribution)
         if self._saver is None or self._lock is None:
             return
-        self._saver.wait(LONGEST_WAIT_SECONDS)
-        if self._saver.is_busy:
+        if is_busy:
             logger.warning("step %d is not saved: the save before it is still under way", self.progress.step)
             return
         self._lock.refuse_lost()
@@ -125,7 +130,7 @@ class Records:
             recent_losses=guard.recent_losses,
             skipped_in_a_row=guard.skipped_in_a_row,
         )
-        self._saver.save(snapshot(state, self._config, self._corpus, progress), self._context)
+        self._saver.save(snapshot(state, self._config, self._corpus, progress, slots), self._context)
 
     @property
     def is_failing(self) -> bool:

@@ -21,6 +21,7 @@ from trainer.optimizers.average import move_average
 from trainer.optimizers.choice import update_weight
 from trainer.optimizers.schedules import learning_rate
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
+from trainer.sharded_update import reduce_scatter, sharded_update
 from trainer.tasks.choice import choose_task
 from trainer.tasks.task import Features, Task
 from trainer.training_state import TrainingState
@@ -175,6 +176,9 @@ def _update_function(
     # On the wire, too, sums of gradients may leave float16's range: they are divided by about the number of tokens.
     wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length * sum_scale)
 
+    reduce = _reduction(config, state, distribution, wire_scale)
+    change_weights = _change_of_weights(config, state, distribution, trained)
+
     def update(batch: dict[str, tf.Tensor], step: tf.Tensor, arrived: tf.Tensor) -> dict[str, tf.Tensor]:
         # The clock is to be read before the computation is under way, and the mark set when it is.
         with tf.control_dependencies([arrived]):
@@ -190,11 +194,11 @@ def _update_function(
             return differentiate(values, fixed, rows, batch["first_row"][index], step, loss_scale * sum_scale)
 
         sums = _after(lambda: position.mark(step, REDUCING), _sum_over_micro_batches(micro_batch, plan.num_micro_batches))
-        reduced = _reduce(config, distribution, sums, wire_scale)
-        *gradients, loss_sum, num_counted, num_tokens = _after(lambda: position.mark(step, UPDATING), reduced)
+        reduced = reduce(sums)
+        *gradients, length, loss_sum, num_counted, num_tokens = _after(lambda: position.mark(step, UPDATING), reduced)
 
         divisor = tf.maximum(num_counted, 1.0) * loss_scale * sum_scale
-        norm = tf.linalg.global_norm(gradients) / divisor
+        norm = length / divisor
         clip_norm = config.optimizer.clip_norm
         factor = (1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / norm)) / divisor
         rate = learning_rate(config.optimizer, config.train.steps, step)
@@ -202,14 +206,7 @@ def _update_function(
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss_sum)
         # In float16 a gradient that overflows is no divergence while the loss scale can be lowered.
         overflowed = tf.math.is_finite(loss_sum) & (loss_scale > 1.0) if scaled else tf.constant(False)
-        distribution.update(
-            _weight_update(config),
-            [
-                (state.weights[name], *state.beside(name), gradient, state.parameters[name], factor, rate, step)
-                for name, gradient in zip(trained, gradients, strict=True)
-            ],
-            only_if=finite,
-        )
+        change_weights(gradients, factor, rate, step, finite)
         if scaled:
             change = (state.loss_scale, state.steps_since_overflow, finite)
             change_scale = _loss_scale_update(config.train.loss_scale_growth_steps)
@@ -266,6 +263,25 @@ def _sum_over_micro_batches(compute: Callable[[tf.Tensor | int], list[tf.Tensor]
     return sums
 
 
+def _reduction(
+    config: Config, state: TrainingState, distribution: Distribution, wire_scale: float
+) -> Callable[[list[tf.Tensor]], list[tf.Tensor]]:
+    """From a replica's sums to those over all: [*gradients, their norm, loss sum, how many losses, how many tokens]. Where
+    the optimizer is sharded the gradients are the rank's pieces, and the norm still that of the whole."""
+    share = state.share
+
+    def whole(sums: list[tf.Tensor]) -> list[tf.Tensor]:
+        *gradients, loss_sum, num_counted, num_tokens = _reduce(config, distribution, sums, wire_scale)
+        return [*gradients, tf.linalg.global_norm(gradients), loss_sum, num_counted, num_tokens]
+
+    def pieces(sums: list[tf.Tensor]) -> list[tf.Tensor]:
+        assert share is not None
+        gradients, norm, counts = reduce_scatter(config, distribution, share, sums, wire_scale)
+        return [*gradients, norm, *counts]
+
+    return whole if share is None else pieces
+
+
 def _reduce(config: Config, distribution: Distribution, sums: list[tf.Tensor], wire_scale: float) -> list[tf.Tensor]:
     """The sums over all replicas, in one collective; with a float16 wire, loss and counts go in another, as float32."""
     if config.distribution.wire_precision == "float32" or distribution.num_replicas == 1:
@@ -293,6 +309,24 @@ def _after(mark: Callable[[], tf.Operation], tensors: list[tf.Tensor]) -> list[t
         marked = mark()
     with tf.control_dependencies([marked]):
         return [tf.identity(tensor) for tensor in tensors]
+
+
+def _change_of_weights(
+    config: Config, state: TrainingState, distribution: Distribution, trained: list[str]
+) -> Callable[[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], None]:
+    """What changes all trained weights by (gradients, factor, rate, step), where the last argument is true."""
+    if state.share is not None:
+        return sharded_update(config, state, distribution, trained)
+    change = _weight_update(config)
+
+    def change_all(gradients: list[tf.Tensor], factor: tf.Tensor, rate: tf.Tensor, step: tf.Tensor, only_if: tf.Tensor) -> None:
+        changes = [
+            (state.weights[name], *state.beside(name), gradient, state.parameters[name], factor, rate, step)
+            for name, gradient in zip(trained, gradients, strict=True)
+        ]
+        distribution.update(change, changes, only_if=only_if)
+
+    return change_all
 
 
 def _weight_update(config: Config) -> Callable[..., None]:

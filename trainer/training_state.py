@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.models.parameters import Parameter
+from trainer.optimizers.shards import Share
 from trainer.optimizers.slots import slot_shapes
 from trainer.pretrained.reading import open_pretrained
 from trainer.sizes import Sizes
@@ -20,6 +22,7 @@ class TrainingState:
     """By the names of `tasks.parameters`; all are float32 in every precision. `slots` has the optimizer's variables: for
     each slot of `slot_shapes` those of the weights that have it. `averages` are of the weights that are trained, with
     `train.average_decay`; without, there are none.
+    With a `share` (`train.shard_optimizer`) the slots are this rank's pieces of them; all else is whole.
 
     What is not here is a function of the step: the learning rate, the data order, the dropout masks.
     """
@@ -30,11 +33,17 @@ class TrainingState:
     averages: dict[str, tf.Variable]
     loss_scale: tf.Variable
     steps_since_overflow: tf.Variable
+    share: Share | None = None
 
     @property
     def variables(self) -> list[tf.Variable]:
         slots = [variable for slot in self.slots.values() for variable in slot.values()]
-        return [*self.weights.values(), *slots, *self.averages.values(), self.loss_scale, self.steps_since_overflow]
+        return [*self.replicated, *slots]
+
+    @property
+    def replicated(self) -> list[tf.Variable]:
+        """The variables that all ranks have alike, whether the optimizer's are sharded or not."""
+        return [*self.weights.values(), *self.averages.values(), self.loss_scale, self.steps_since_overflow]
 
     @property
     def evaluated(self) -> dict[str, tf.Variable]:
@@ -54,14 +63,19 @@ def create_weights(config: Config, sizes: Sizes) -> dict[str, tf.Variable]:
     }
 
 
-def create_state(config: Config, sizes: Sizes) -> TrainingState:
+def own_share(config: Config, rank: int, num_ranks: int) -> Share | None:
+    """The rank's share of the optimizer's state; None where each rank has it whole."""
+    return Share(rank, num_ranks) if config.train.shard_optimizer and num_ranks > 1 else None
+
+
+def create_state(config: Config, sizes: Sizes, share: Share | None = None) -> TrainingState:
     """A run's variables as they begin where nothing is read into them; to be called in the distribution's scope. It is
     `reset_state` that reads `model.initialize_from`, once it is known that there is no checkpoint."""
     specification = run_parameters(config, sizes)
     slots: dict[str, dict[str, tf.Variable]] = {}
     for name, parameter in specification.items():
         for slot, shape in slot_shapes(config.optimizer, parameter).items():
-            slots.setdefault(slot, {})[name] = tf.Variable(tf.zeros(shape))
+            slots.setdefault(slot, {})[name] = tf.Variable(tf.zeros(_slot_shape(shape, share)))
     averaged = specification if config.train.average_decay is not None else {}
     return TrainingState(
         parameters=specification,
@@ -74,6 +88,7 @@ def create_state(config: Config, sizes: Sizes) -> TrainingState:
         },
         loss_scale=tf.Variable(_initial_loss_scale(config)),
         steps_since_overflow=tf.Variable(0.0),
+        share=share,
     )
 
 
@@ -98,6 +113,10 @@ def begin_averages(state: TrainingState) -> None:
     """The averages, where there are any, become the weights."""
     for name, average in state.averages.items():
         average.assign(state.weights[name].read_value())
+
+
+def _slot_shape(shape: tuple[int, ...], share: Share | None) -> tuple[int, ...]:
+    return shape if share is None else (share.piece_length(math.prod(shape)),)
 
 
 def _initial_loss_scale(config: Config) -> float:

@@ -125,6 +125,9 @@ class TrainConfig(Section):
     `loss_chunk_tokens` is for how many positions the scores over the vocabulary are there at once, at most; null: for all of
     a micro-batch. `auto` is all of them while the scores take at most 1 GiB, and what takes 256 MiB beyond, but never fewer
     than 1,024 positions: with each chunk the gradient of the whole table is read and written once more.
+
+    With `shard_optimizer` each of N Horovod ranks keeps 1/N of the optimizer's state (ZeRO stage 1; Rajbhandari et al. 2020,
+    arXiv:1910.02054). It is for optimizers that treat each number alone. Checkpoints do not depend on it.
     """
 
     steps: Count
@@ -140,6 +143,7 @@ class TrainConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     loss_chunk_tokens: Count | Literal["auto"] | None = "auto"
+    shard_optimizer: bool = False
 
     def loss_chunk(self, num_positions: int, vocabulary_size: int) -> int | None:
         """Of how many positions at once the loss is computed; None where it is all of them."""

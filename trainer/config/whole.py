@@ -85,6 +85,12 @@ class Config(Section):
         if optimizer.kind == "muon" and (self.model.lora is not None or self.model.family == "bag_of_embeddings"):
             what = self.model.family if self.model.lora is None else "lora"
             yield "optimizer", "kind", "muon", f"another: with {what} no matrix within the model is trained", ()
+        if train.shard_optimizer and optimizer.kind not in ("adamw", "adam", "lion"):
+            expected = f"false: {optimizer.kind} needs the whole of a weight; adamw, adam and lion do not"
+            yield "train", "shard_optimizer", "true", expected, ()
+        if train.shard_optimizer and self.distribution.backend != "horovod":
+            expected = f"false with distribution.backend {self.distribution.backend}: it belongs to horovod"
+            yield "train", "shard_optimizer", "true", expected, ()
         if self.model.family not in FAMILIES[self.task]:
             expected = f"{' or '.join(FAMILIES[self.task])} for {self.task}"
             yield "model", "family", self.model.family, expected, ()

@@ -48,6 +48,16 @@ class HorovodDistribution(OneReplica):
             return list(tensors)
         return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
 
+    def reduce_scatter(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        if self.num_processes == 1:
+            return list(tensors)
+        return list(self._hvd.grouped_reducescatter(list(tensors), op=self._hvd.Sum))
+
+    def all_gather(self, pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        if self.num_processes == 1:
+            return list(pieces)
+        return list(self._hvd.grouped_allgather(list(pieces)))
+
     def sum_over_processes(self, values: np.ndarray) -> np.ndarray:
         if self.num_processes == 1:
             return values

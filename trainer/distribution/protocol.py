@@ -46,6 +46,13 @@ class Distribution(Protocol):
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The sums of the tensors, all of one type, over all replicas, in one fused collective. Inside `run` only."""
 
+    def reduce_scatter(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Of the sums of vectors, of one type and each of a multiple of `num_processes` numbers, over all replicas: this
+        rank's of as many equal pieces as there are ranks. With `horovod` alone."""
+
+    def all_gather(self, pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The vectors of which each rank has a piece, on every rank; also outside `run`. With `horovod` alone."""
+
     def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], only_if: tf.Tensor) -> None:
         """Calls `function` with each of the tuples, the first of which is a variable to change, where `only_if`, which is the
         same on all replicas, is true; otherwise changes nothing. Inside `run` only."""

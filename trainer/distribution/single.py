@@ -28,6 +28,12 @@ class SingleDistribution(OneReplica):
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return list(tensors)
 
+    def reduce_scatter(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return list(tensors)
+
+    def all_gather(self, pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return list(pieces)
+
     def sum_over_processes(self, values: np.ndarray) -> np.ndarray:
         return values
 

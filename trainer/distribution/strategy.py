@@ -53,6 +53,12 @@ class StrategyDistribution:
         context = tf.distribute.get_replica_context()
         return list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors), options=self._options))
 
+    def reduce_scatter(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        raise AssertionError("the configuration demands horovod where the optimizer is sharded")
+
+    def all_gather(self, pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        raise AssertionError("the configuration demands horovod where the optimizer is sharded")
+
     def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], only_if: tf.Tensor) -> None:
         def change(variable: tf.Variable, wanted: tf.Tensor, *others: Any) -> None:
             def apply() -> tf.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from trainer.config import OptimizerConfig
 from trainer.models.parameters import Parameter
+from trainer.optimizers.shards import Share
 
 Shape = tuple[int, ...]
 
@@ -31,6 +32,7 @@ def slot_shapes(optimizer: OptimizerConfig, parameter: Parameter) -> dict[str, S
             return {"momentum": shape} if parameter.is_hidden_matrix else moments
 
 
-def num_slot_elements(optimizer: OptimizerConfig, parameters: Iterable[Parameter]) -> int:
-    """How many numbers the optimizer keeps of all these weights."""
-    return sum(math.prod(shape) for each in parameters for shape in slot_shapes(optimizer, each).values())
+def num_slot_elements(optimizer: OptimizerConfig, parameters: Iterable[Parameter], num_shares: int = 1) -> int:
+    """How many numbers the optimizer keeps of all these weights; of so many shares, how many are in each."""
+    share = Share(0, num_shares)
+    return sum(share.piece_length(math.prod(shape)) for each in parameters for shape in slot_shapes(optimizer, each).values())
