@@ -57,8 +57,8 @@ def main() -> None:
         shape = Shape(*(int(number) for number in arguments.shape.split(",")))
         _answer_rounds(_contestant(arguments.contestant, shape, arguments.precision))
     else:
-        shape = SMALL_SHAPE if arguments.small else arguments.shape
-        report(_compare(arguments.rounds, arguments.precision, shape), arguments.rows)
+        compared = SMALL_SHAPE if arguments.small else arguments.shape
+        report(_compare(arguments.rounds, arguments.precision, compared), arguments.rows)
 
 
 def _compare(rounds: int, precision: str, shape: str) -> list[Row]:
@@ -198,9 +198,9 @@ def _hand_written(shape: Shape, precision: str) -> Callable[[int], object]:
     create("tokens", vocabulary, width)
     create("positions", length, width)
     norms = [f"{layer}{norm}" for layer in range(shape.num_layers) for norm in ("norm1", "norm2")]
-    for norm in [*norms, "last"]:
-        create(f"{norm}.gain", width, value=1.0)
-        create(f"{norm}.bias", width, value=0.0)
+    for name in [*norms, "last"]:
+        create(f"{name}.gain", width, value=1.0)
+        create(f"{name}.bias", width, value=0.0)
     for layer in range(shape.num_layers):
         for name, rows, columns in (("qkv", 1, 3), ("out", 1, 1), ("up", 1, 4), ("down", 4, 1)):
             create(f"{layer}{name}", rows * width, columns * width)
