@@ -3,6 +3,7 @@
 #   PYTHON=python3.12      the Python that the environment is made with; by default the first that fits
 #   GPU=0 or GPU=1         whether to install TensorFlow with CUDA; by default where the machine has an NVIDIA GPU
 #   ROUNDS=10              how often `make faults` injects each fault
+#   BENCH_OPTIONS=...    for `make bench`: what `benchmarks/run_all.py --help` lists
 #   ACCELERATOR=cpu, nccl  what Horovod is built for; by default install/build_horovod.py decides and says why
 
 .DEFAULT_GOAL := help
@@ -14,6 +15,7 @@ PYTHON ?=
 GPU ?= $(if $(wildcard /dev/nvidia0),1,0)
 ACCELERATOR ?= auto
 ROUNDS ?= 10
+BENCH_OPTIONS ?=
 LOCK := install/requirements$(if $(filter 1,$(GPU)),-gpu).lock
 
 UV_VERSION := 0.13.9
@@ -64,8 +66,8 @@ check: $(SET_UP) ## run ruff, ruff format and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(HOROVOD) ## measure the step time against a hand-written TensorFlow step
-	PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/step_time.py
+bench: $(HOROVOD) $(PARITY) ## measure all that has a bar, for hours, and write benchmarks/RESULTS.md; BENCH_OPTIONS="--only 1,4 --merge"
+	PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/run_all.py $(BENCH_OPTIONS)
 
 lock: $(UV) ## resolve the dependencies again; UV_FLAGS=--upgrade takes the newest
 	$(RESOLVE) --output-file install/requirements.lock

@@ -1,26 +1,35 @@
-"""Measures a training step of Drumline against a hand-written TensorFlow step of the same model, and against `single`, in
-one run, `horovod` with one rank and `train.deterministic`.
+"""Measures a training step of Drumline against a hand-written TensorFlow step of the same model (row 3), and one rank under
+each other backend against `single` (row 4); also `train.deterministic`.
 
     python benchmarks/step_time.py [--rounds 5] [--precision float32] [--shape 6,384,6,256,8,8192]
 
 Each contestant is a process of its own that stays alive; rounds go through all of them in turn, so that a drift of the
 machine touches all alike. `single` takes part twice: the ratio of the two is what the measurement itself is worth.
-Printed are the medians of the rounds' ratios.
+Ratios are of the same round.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-CONTESTANTS = ("hand-written", "single", "single again", "horovod", "deterministic")
+from rows import Row, at_most, paired, report
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKENDS = ("horovod", "multiworker", "mirrored")
+CONTESTANTS = ("hand-written", "single", "single again", *BACKENDS, "deterministic")
 STEPS_PER_ROUND = 6
+SMALL_SHAPE = "1,32,2,32,2,512"
+HAND_WRITTEN_BAR, BACKEND_BAR = 0.95, 1.03
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--shape", default="6,384,6,256,8,8192")
+    parser.add_argument("--rows", type=Path, help="adds the rows to this file")
+    parser.add_argument("--small", action="store_true", help="a tiny model, to see whether it works")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
         shape = Shape(*(int(number) for number in arguments.shape.split(",")))
         _answer_rounds(_contestant(arguments.contestant, shape, arguments.precision))
     else:
-        _compare(arguments.rounds, arguments.precision, arguments.shape)
+        compared = SMALL_SHAPE if arguments.small else arguments.shape
+        report(_compare(arguments.rounds, arguments.precision, compared), arguments.rows)
 
 
-def _compare(rounds: int, precision: str, shape: str) -> None:
+def _compare(rounds: int, precision: str, shape: str) -> list[Row]:
     """Starts the contestants, lets them warm up, and has them step in turn."""
     processes = {name: _start(name, precision, shape) for name in CONTESTANTS}
     for name in CONTESTANTS:
@@ -66,22 +78,34 @@ def _compare(rounds: int, precision: str, shape: str) -> None:
     print(f"shape {shape}, {precision}, medians of {rounds} rounds of {STEPS_PER_ROUND} steps")
     for name in CONTESTANTS:
         print(f"  {name:14} {1e3 * statistics.median(seconds[name]):8.1f} ms a step")
-    for label, above, below in (
-        ("single / single again (control)", "single", "single again"),
-        ("single / hand-written", "single", "hand-written"),
-        ("horovod, one rank / single", "horovod", "single"),
-        ("deterministic / single", "deterministic", "single"),
-    ):
-        ratios = [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
-        print(f"  {label:34} {statistics.median(ratios):.3f}  ({min(ratios):.3f} ... {max(ratios):.3f})")
+    control = statistics.median(paired(seconds["single"], seconds["single again"]))
+    ratios = paired(seconds["deterministic"], seconds["single"])
+    print(f"  deterministic / single {statistics.median(ratios):.3f}  ({min(ratios):.3f} ... {max(ratios):.3f})")
+
+    def row(number: int, above: str, below: str, bar: float) -> Row:
+        what = f"step of {above} over {below}, {shape} {precision}"
+        note = f"{1e3 * statistics.median(seconds[above]):.1f} over {1e3 * statistics.median(seconds[below]):.1f} ms"
+        return at_most(number, what, bar, paired(seconds[above], seconds[below]), control, note)
+
+    rows = [row(3, "single", "hand-written", HAND_WRITTEN_BAR)]
+    return rows + [row(4, backend, "single", BACKEND_BAR) for backend in BACKENDS]
 
 
 def _start(name: str, precision: str, shape: str) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "--contestant", name, "--precision", precision, "--shape", shape]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if name == "multiworker":
+        worker = {"cluster": {"worker": [f"127.0.0.1:{_free_port()}"]}, "task": {"type": "worker", "index": 0}}
+        environment["TF_CONFIG"] = json.dumps(worker)
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _round(process: subprocess.Popen[str], name: str) -> float:
@@ -106,7 +130,7 @@ def _answer_rounds(take_steps: Callable[[int], object]) -> None:
 def _contestant(name: str, shape: Shape, precision: str) -> Callable[[int], object]:
     if name == "hand-written":
         return _hand_written(shape, precision)
-    return _drumline(shape, precision, "horovod" if name == "horovod" else "single", deterministic=name == "deterministic")
+    return _drumline(shape, precision, name if name in BACKENDS else "single", deterministic=name == "deterministic")
 
 
 def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool) -> Callable[[int], object]:
@@ -145,7 +169,8 @@ def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool
         make_deterministic(config.run.seed)
     distribution = connect(config.distribution)
     plan = plan_batches(config.train, distribution.num_replicas)
-    state = create_state(config, Sizes(shape.vocabulary))
+    with distribution.scope():
+        state = create_state(config, Sizes(shape.vocabulary))
     train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
     tokens = np.random.default_rng(0).integers(0, shape.vocabulary, (1, shape.batch, shape.length + 1), np.int32)
     element = {
@@ -173,9 +198,9 @@ def _hand_written(shape: Shape, precision: str) -> Callable[[int], object]:
     create("tokens", vocabulary, width)
     create("positions", length, width)
     norms = [f"{layer}{norm}" for layer in range(shape.num_layers) for norm in ("norm1", "norm2")]
-    for norm in [*norms, "last"]:
-        create(f"{norm}.gain", width, value=1.0)
-        create(f"{norm}.bias", width, value=0.0)
+    for name in [*norms, "last"]:
+        create(f"{name}.gain", width, value=1.0)
+        create(f"{name}.bias", width, value=0.0)
     for layer in range(shape.num_layers):
         for name, rows, columns in (("qkv", 1, 3), ("out", 1, 1), ("up", 1, 4), ("down", 4, 1)):
             create(f"{layer}{name}", rows * width, columns * width)
