@@ -22,7 +22,9 @@ from tests.unit.test_models_families import (
 )
 from trainer.config import ModelConfig
 from trainer.models.blocks import DropoutKey
+from trainer.models.elementwise import compiled_apart
 from trainer.models.parameters import parameters
+from trainer.step import Compiler
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
 
@@ -40,14 +42,14 @@ def begun_weights(model: ModelConfig) -> dict[str, tf.Tensor]:
     }
 
 
-def differentiation(model: ModelConfig, recompute: str, *, xla: bool) -> Differentiation:
+def differentiation(model: ModelConfig, recompute: str, *, compiler: Compiler) -> Differentiation:
     """A compiled function (weights, first row) that gives a loss of what the model computes, and its gradients."""
     model, features = model.model_copy(update={"recompute": recompute, "dropout": 0.2}), rows()
     counted = tf.constant(is_real(model, features)[..., None], tf.float32)
 
-    @tf.function(jit_compile=xla, autograph=False)
+    @tf.function(jit_compile=compiler == "xla", autograph=False)
     def differentiate(weights: dict[str, tf.Tensor], first_row: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        with tf.GradientTape() as tape:
+        with compiled_apart(compiler == "elementwise"), tf.GradientTape() as tape:
             tape.watch(weights)
             found = compute(model, weights, features, DropoutKey(tf.constant([3, 4], tf.int64), first_row))
             loss = tf.reduce_sum(tf.square(found) * counted)
@@ -56,9 +58,9 @@ def differentiation(model: ModelConfig, recompute: str, *, xla: bool) -> Differe
     return differentiate
 
 
-def assert_same(model: ModelConfig, *, xla: bool) -> None:
+def assert_same(model: ModelConfig, *, compiler: Compiler) -> None:
     weights, first_row = begun_weights(model), tf.constant(6, tf.int64)
-    kept, again = (differentiation(model, recompute, xla=xla)(weights, first_row) for recompute in ("none", "blocks"))
+    kept, again = (differentiation(model, recompute, compiler=compiler)(weights, first_row) for recompute in ("none", "blocks"))
     assert again[0].numpy() == pytest.approx(kept[0].numpy(), rel=1e-6)
     for name, expected in kept[1].items():
         norm = np.linalg.norm(expected)
@@ -68,12 +70,13 @@ def assert_same(model: ModelConfig, *, xla: bool) -> None:
 
 @each_model
 def test_gradients_are_those_of_what_is_kept(model: ModelConfig) -> None:
-    assert_same(model, xla=False)
+    assert_same(model, compiler="graph")
 
 
+@pytest.mark.parametrize("compiler", ["xla", "elementwise"])
 @pytest.mark.parametrize("name", ["gpt", "t5"])
-def test_gradients_are_those_of_what_is_kept_compiled_by_xla(name: str) -> None:
-    assert_same(ALL[name], xla=True)
+def test_gradients_are_those_of_what_is_kept_compiled_by_xla(name: str, compiler: Compiler) -> None:
+    assert_same(ALL[name], compiler=compiler)
 
 
 def products(graph: str) -> int:
@@ -85,7 +88,7 @@ def optimized(recompute: str) -> int:
     """How many matrix products TensorFlow's graph has when it is about to run."""
     from tensorflow.python.eager import context
 
-    differentiate = differentiation(GPT, recompute, xla=False)
+    differentiate = differentiation(GPT, recompute, compiler="graph")
     context.enable_run_metadata()
     try:
         differentiate(begun_weights(GPT), tf.constant(0, tf.int64))
@@ -99,7 +102,7 @@ def optimized(recompute: str) -> int:
 def test_each_product_but_the_last_of_a_block_is_computed_twice_by_xla() -> None:
     given: tuple[Any, ...] = (begun_weights(GPT), tf.constant(0, tf.int64))
     none, blocks = (
-        products(differentiation(GPT, recompute, xla=True).experimental_get_compiler_ir(*given)(stage="optimized_hlo"))
+        products(differentiation(GPT, recompute, compiler="xla").experimental_get_compiler_ir(*given)(stage="optimized_hlo"))
         for recompute in ("none", "blocks")
     )
     # Queries with keys and values, scores, their mixture, the attention's output, and into the activation function.

@@ -18,7 +18,7 @@ from trainer.config import plan_batches
 from trainer.distribution import Distribution, connect
 from trainer.position import GraphPosition
 from trainer.sizes import Sizes
-from trainer.step import compile_training
+from trainer.step import Compiler, compile_training
 from trainer.tasks.language_modeling import LanguageModeling
 from trainer.training_state import create_state
 
@@ -72,17 +72,17 @@ def stuck_reduction(barrier: Barrier, monkeypatch: pytest.MonkeyPatch, batches: 
 
 
 @pytest.mark.parametrize(
-    ("stick", "xla", "stage"),
+    ("stick", "compiler", "stage"),
     [
-        (stuck_batch, False, "waiting for its batch"),
-        (stuck_batch, True, "waiting for its batch"),
-        (stuck_computation, False, "computing"),  # XLA has no call of Python
-        (stuck_reduction, False, "waiting for the other ranks"),
-        (stuck_reduction, True, "waiting for the other ranks"),
+        (stuck_batch, "elementwise", "waiting for its batch"),
+        (stuck_batch, "xla", "waiting for its batch"),
+        (stuck_computation, "elementwise", "computing"),  # XLA has no call of Python
+        (stuck_reduction, "elementwise", "waiting for the other ranks"),
+        (stuck_reduction, "xla", "waiting for the other ranks"),
     ],
 )
 def test_a_stuck_update_is_found_at_the_stage_at_which_it_is_stuck(
-    stick: Callable[..., tf.data.Dataset], xla: bool, stage: str, monkeypatch: pytest.MonkeyPatch
+    stick: Callable[..., tf.data.Dataset], compiler: Compiler, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = training_config(
         Path("unused"),
@@ -97,7 +97,7 @@ def test_a_stuck_update_is_found_at_the_stage_at_which_it_is_stuck(
     rows = np.zeros((1, 4, 8), np.int32)
     batch = {"inputs": rows, "targets": rows, "sample_ids": np.zeros((1, 4), np.int64), "first_row": np.zeros(1, np.int64)}
     batches = stick(barrier, monkeypatch, tf.data.Dataset.from_tensors(batch).repeat())
-    train_steps = compile_training(config, state, distribution, plan, xla, position)
+    train_steps = compile_training(config, state, distribution, plan, compiler, position)
     thread = threading.Thread(
         target=train_steps, args=(distribution.iterate(batches), tf.constant(0, tf.int64), tf.constant(3)), daemon=True
     )

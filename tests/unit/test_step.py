@@ -18,7 +18,7 @@ from trainer.config import Config, plan_batches
 from trainer.distribution import connect
 from trainer.models import gpt
 from trainer.sizes import Sizes
-from trainer.step import choose_compiler, compile_evaluation
+from trainer.step import Compiler, choose_compiler, compile_evaluation
 from trainer.tasks.language_modeling import LanguageModeling
 from trainer.training_state import create_state
 
@@ -127,10 +127,13 @@ def test_steps_in_one_call_are_steps_in_many_calls(dropout_reference: Training) 
         np.testing.assert_array_equal(trained.arrays()[name], weight)
 
 
+@pytest.mark.parametrize("compiler", ["xla", "elementwise"])
 @pytest.mark.parametrize("distribution", [{}, pytest.param(TWO_REPLICAS, marks=pytest.mark.slow)], ids=["single", "mirrored"])
-def test_xla_computes_what_the_graph_computes(dropout_reference: Training, distribution: Mapping[str, Any]) -> None:
+def test_xla_computes_what_the_graph_computes(
+    dropout_reference: Training, distribution: Mapping[str, Any], compiler: Compiler
+) -> None:
     settings = config(model={"dropout": 0.2}, train={"micro_batch_size": 4}, distribution=distribution)
-    trained = train(settings, xla=True)
+    trained = train(settings, compiler=compiler)
     np.testing.assert_allclose(trained.losses, dropout_reference.losses, rtol=1e-5)
 
 

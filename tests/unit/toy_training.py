@@ -18,7 +18,7 @@ from trainer.config import BatchPlan, Config, plan_batches
 from trainer.distribution import Distribution, connect
 from trainer.position import GraphPosition
 from trainer.sizes import Sizes
-from trainer.step import compile_training
+from trainer.step import Compiler, compile_training
 from trainer.training_state import TrainingState, create_state
 
 VOCABULARY_SIZE, GLOBAL_BATCH_SIZE, NUM_STEPS = 29, 8, 6
@@ -85,13 +85,15 @@ def dataset(plan: BatchPlan, replicas: range, unequal: bool, first_step: int = 0
     return tf.data.Dataset.from_tensor_slices({name: np.stack(values) for name, values in elements.items()})
 
 
-def train(settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: bool = False, xla: bool = False) -> Training:
+def train(
+    settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: bool = False, compiler: Compiler = "graph"
+) -> Training:
     """Trains sum(calls) steps, with so many steps in each call."""
     distribution = connect(settings.distribution)
     plan = plan_batches(settings.train, distribution.num_replicas)
     with distribution.scope():
         state = create_state(settings, Sizes(VOCABULARY_SIZE))
-    train_steps = compile_training(settings, state, distribution, plan, xla, GraphPosition())
+    train_steps = compile_training(settings, state, distribution, plan, compiler, GraphPosition())
     batches = distribution.iterate(dataset(plan, distribution.replicas, unequal))
     step, parts = 0, []
     for count in calls:
