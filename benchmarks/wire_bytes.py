@@ -90,7 +90,8 @@ def rows_of(counted: dict[str, Any], note: str) -> list[Row]:
         wide, narrow = (counted[name]["losses"] for name in (accumulation, f"{accumulation}, float16 wire"))
         apart = max(abs(a - b) / b for a, b in zip(narrow, wide, strict=True))
         what = f"largest difference of the loss with a float16 wire, in percent, {accumulation}"
-        rows.append(Row(6, what, 100 * apart, 1.0, True, note=f"{note}; {len(wide)} steps, from {wide[0]:.3f} to {wide[-1]:.3f}"))
+        curve = f"{note}; {len(wide)} steps, from {wide[0]:.3f} to {wide[-1]:.3f}"
+        rows.append(Row(6, what, 100 * apart, 1.0, True, note=curve))
     return rows
 
 
