@@ -41,7 +41,8 @@ class HorovodDistribution(OneReplica):
         self.is_chief = self.rank == 0
         self.address = _address(is_one_machine=hvd.local_size() == hvd.size())
         devices.share_cores(hvd.local_rank(), hvd.local_size())
-        devices.use_gpu(hvd.local_rank(), hvd.local_size())
+        has_gpu = devices.use_gpu(hvd.local_rank(), hvd.local_size())
+        self._has_fast_reduce_scatter = has_gpu and bool(hvd.nccl_built())
 
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         if self.num_processes == 1:
@@ -49,9 +50,13 @@ class HorovodDistribution(OneReplica):
         return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
 
     def reduce_scatter(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """NCCL's on GPUs. Horovod's over Gloo takes longer than its all-reduce (1.5 to 3 times as long for two ranks of one
+        machine), so on CPUs all is reduced and the rank keeps its piece: twice the bytes of a reduce-scatter."""
         if self.num_processes == 1:
             return list(tensors)
-        return list(self._hvd.grouped_reducescatter(list(tensors), op=self._hvd.Sum))
+        if self._has_fast_reduce_scatter:
+            return list(self._hvd.grouped_reducescatter(list(tensors), op=self._hvd.Sum))
+        return [tf.split(total, self.num_processes)[self.rank] for total in self.all_reduce(tensors)]
 
     def all_gather(self, pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         if self.num_processes == 1:
