@@ -29,7 +29,7 @@ HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
 
 PARITY := $(VENV)/.parity
 
-.PHONY: help setup horovod parity demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check lock bench clean
+.PHONY: help setup horovod parity demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check lock bench test-benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ check: $(SET_UP) ## run ruff, ruff format and mypy
 
 bench: $(HOROVOD) $(PARITY) ## measure all that has a bar, for hours, and write benchmarks/RESULTS.md; BENCH_OPTIONS="--only 1,4 --merge"
 	PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/run_all.py $(BENCH_OPTIONS)
+
+test-benchmarks: $(HOROVOD) $(PARITY) ## run each benchmark in its tiny form, for minutes, to see whether it works
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/integration/test_benchmarks.py -m benchmarks -rs
 
 lock: $(UV) ## resolve the dependencies again; UV_FLAGS=--upgrade takes the newest
 	$(RESOLVE) --output-file install/requirements.lock

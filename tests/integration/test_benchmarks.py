@@ -26,8 +26,7 @@ def test_together_the_programs_report_every_row() -> None:
     assert all(numbers & set(ROW_OF_EACH) for numbers in listed())
 
 
-@pytest.mark.slow
-@pytest.mark.processes
+@pytest.mark.benchmarks
 @pytest.mark.parametrize("number", ROW_OF_EACH)
 def test_a_benchmark_reports_its_rows(number: int, tmp_path: Path) -> None:
     rows, results = tmp_path / "rows.jsonl", tmp_path / "RESULTS.md"
