@@ -97,7 +97,7 @@ def _without_cache(model: ModelConfig, weights: Weights, prompts: np.ndarray, nu
         def body(place: tf.Tensor, texts_BT: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             x_BTD = gpt.hidden_states(model, weights, texts_BT)
             last_B1D = blocks.normalize(model, weights, "final_norm", tf.gather(x_BTD, [place - 1], axis=1))
-            scores_BV = blocks.token_scores(last_B1D, weights["token_embedding"])[:, 0]
+            scores_BV = blocks.token_scores(blocks.TokenOutput(last_B1D, weights["token_embedding"]))[:, 0]
             chosen_B = tf.argmax(scores_BV, -1, tf.int32)
             return place + 1, tf.where(tf.range(texts_BT.shape[1]) == place, chosen_B[:, None], texts_BT)
 
