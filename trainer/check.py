@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.config import ENCODER_DECODERS, BatchPlan, Config, ModelConfig, plan_batches
 from trainer.data.manifest import MANIFEST_NAME, Split, StoreManifest, read_manifest_of
-from trainer.models.parameters import Parameter
+from trainer.models.parameters import Parameter, query_blocks
 from trainer.optimizers.slots import num_slot_elements
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_flops_per_token, run_parameters
@@ -105,7 +105,7 @@ def _row_activations(model: ModelConfig, length: int, target_length: int) -> int
     that is being computed."""
     if model.family == "bag_of_embeddings":
         return length * model.width
-    encoder_layer = length * _layer_activations(model, length)
+    encoder_layer = _layer_activations(model, length, is_causal=model.family == "gpt")
     ends, inputs = 2 * length * model.width, model.num_layers * length * model.width
     if model.family not in ENCODER_DECODERS:
         return ends + (inputs + encoder_layer if model.recompute == "blocks" else model.num_layers * encoder_layer)
@@ -117,20 +117,22 @@ def _row_activations(model: ModelConfig, length: int, target_length: int) -> int
 
 
 def _decoder_layer_activations(model: ModelConfig, length: int, target_length: int) -> int:
-    """Of a row: beside `_layer_activations` of each of its own tokens what its look at the source takes, residual and
+    """Of a row: beside `_layer_activations` of its own tokens what the look of each at the source takes, residual and
     normalization (2 D), query and output (2 H W), and probabilities (H T); and keys and values of the source (2 K W)."""
     look = 2 * model.width + 2 * model.attention_width + model.num_heads * length
     of_source = length * 2 * model.key_value_heads * model.head_width
-    return target_length * (_layer_activations(model, target_length) + look) + of_source
+    return _layer_activations(model, target_length, is_causal=True) + target_length * look + of_source
 
 
-def _layer_activations(model: ModelConfig, length: int) -> int:
-    """Of a token: two residuals and their normalizations (4 D), queries, keys and values ((H + 2 K) W), the attention's
-    probabilities (H T) and its output (H W), what goes into the activation function and what comes out (F_in + F)."""
-    heads = model.num_heads + 2 * model.key_value_heads
+def _layer_activations(model: ModelConfig, length: int, *, is_causal: bool) -> int:
+    """Of a row's tokens: two residuals and their normalizations (4 D), queries, keys and values ((H + 2 K) W), the attention's
+    output (H W), what goes into the activation function and what comes out (F_in + F); and the attention's probabilities,
+    for each head those of the keys that a token's block is held against (T where not causal)."""
+    heads = 2 * model.num_heads + 2 * model.key_value_heads
     into_activation = model.hidden_width * (2 if model.is_gated else 1)
-    attention = heads * model.head_width + model.num_heads * length + model.attention_width
-    return 4 * model.width + attention + into_activation + model.hidden_width
+    of_token = 4 * model.width + heads * model.head_width + into_activation + model.hidden_width
+    blocks = query_blocks(model, length) if is_causal else [(0, length)]
+    return length * of_token + model.num_heads * sum((end - begin) * end for begin, end in blocks)
 
 
 def _vocabulary(config: Config, manifest: StoreManifest | None) -> tuple[int, str]:

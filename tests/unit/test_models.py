@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from trainer.config import Config, ModelConfig
-from trainer.models import blocks, gpt
+from trainer.models import attention, blocks, gpt
 from trainer.models.blocks import DropoutKey
 from trainer.models.parameters import flops_per_token, parameters
 from trainer.tasks.language_modeling import LanguageModeling
@@ -201,7 +201,7 @@ def test_grouped_queries_are_repeated_keys_and_values() -> None:
 def test_rotary_positions_turn_pairs_by_their_angles() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, LENGTH, 8)).astype(np.float32)
     positions = tf.range(LENGTH)[None]
-    ours = blocks.rotate(tf.constant(x), positions, 10_000.0).numpy()
+    ours = attention.rotate(tf.constant(x), positions, 10_000.0).numpy()
     expected = np.stack([[reference_rotary(head.astype(np.float64), 10_000.0) for head in row] for row in x])
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -210,8 +210,8 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     query, key = (np.random.default_rng(seed).normal(size=(1, 1, 1, 8)).astype(np.float32) for seed in (0, 1))
 
     def score(position: int, distance: int) -> float:
-        turned = blocks.rotate(tf.constant(query), tf.constant([[position]]), 10_000.0)
-        other = blocks.rotate(tf.constant(key), tf.constant([[position - distance]]), 10_000.0)
+        turned = attention.rotate(tf.constant(query), tf.constant([[position]]), 10_000.0)
+        other = attention.rotate(tf.constant(key), tf.constant([[position - distance]]), 10_000.0)
         return float(tf.reduce_sum(turned * other))
 
     assert score(5, 3) == pytest.approx(score(100, 3), abs=1e-4)

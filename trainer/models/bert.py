@@ -10,7 +10,7 @@ import functools
 import tensorflow as tf
 
 from trainer.config import ModelConfig
-from trainer.models import blocks
+from trainer.models import attention, blocks
 from trainer.models.blocks import DropoutKey, TokenOutput, Weights
 from trainer.models.recompute import run_block
 
@@ -74,7 +74,7 @@ def _block(
     dropout_key: DropoutKey | None,
 ) -> tf.Tensor:
     name, site = f"blocks.{layer}", 1 + 3 * layer
-    x_BTD += blocks.self_attention(model, weights, f"{name}.attention", x_BTD, positions_BT, mask, dropout_key, site)
+    x_BTD += attention.self_attention(model, weights, f"{name}.attention", x_BTD, positions_BT, mask, dropout_key, site)
     x_BTD = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
     hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", x_BTD)
     x_BTD += blocks.dropout(hidden, model.dropout, dropout_key, site + 2)

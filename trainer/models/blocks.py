@@ -73,13 +73,22 @@ def normalize(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor)
 
 
 def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: int) -> tf.Tensor:
-    """Zeros a share of x's elements and scales up the rest; `site` numbers the places in the model where it happens.
+    """Zeros a share of x's elements and scales up the rest; `site` numbers the places in the model where it happens."""
+    if rate == 0.0 or key is None:
+        return x
+    return drop(x, *dropout_mask(x.shape, rate, key, site))
+
+
+def drop(x: tf.Tensor, keep: tf.Tensor, share: float) -> tf.Tensor:
+    return tf.where(keep, x / share, tf.zeros_like(x))
+
+
+def dropout_mask(shape: tf.TensorShape, rate: float, key: DropoutKey, site: int) -> tuple[tf.Tensor, float]:
+    """Which elements of a tensor of this shape `dropout` keeps (bool), and the share that is kept.
 
     The mask is a stretch of one counter-based random stream (Philox; Salmon et al. 2011), entered at the first row's place.
     """
-    if rate == 0.0 or key is None:
-        return x
-    row_elements = math.prod(x.shape[1:])
+    row_elements = math.prod(shape[1:])
     # Philox yields four words a block, and a row begins a block of its own. Half a word an element is enough: rates are
     # rounded to 1/65536. Bits, not floats, since the graph makes floats of the lower bits and XLA of the upper ones; and
     # taken apart by a bitcast, since XLA would otherwise run the generator again for each element of a fused loop.
@@ -87,12 +96,11 @@ def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: int) -> tf.
     stream_key = tf.bitcast(key.seed[0] * 1_000_003 + site, tf.uint64)
     counter = tf.bitcast(tf.stack([key.first_row * blocks_per_row, key.seed[1]]), tf.uint64)
     words = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=(x.shape[0], blocks_per_row * 4), key=stream_key[None], counter=counter, alg=1, dtype=tf.uint32
+        shape=(shape[0], blocks_per_row * 4), key=stream_key[None], counter=counter, alg=1, dtype=tf.uint32
     )
-    numbers = tf.reshape(tf.bitcast(words, tf.uint16), (x.shape[0], blocks_per_row * 8))[:, :row_elements]
+    numbers = tf.reshape(tf.bitcast(words, tf.uint16), (shape[0], blocks_per_row * 8))[:, :row_elements]
     threshold = min(round(rate * 2**16), 2**16 - 1)
-    keep = tf.reshape(numbers >= tf.constant(threshold, tf.uint16), x.shape)
-    return tf.where(keep, x / (1.0 - threshold / 2**16), tf.zeros_like(x))
+    return tf.reshape(numbers >= tf.constant(threshold, tf.uint16), shape), 1.0 - threshold / 2**16
 
 
 def segment_means(x_BTD: tf.Tensor, segments_BT: tf.Tensor, num_segments: int) -> tf.Tensor:
@@ -103,119 +111,6 @@ def segment_means(x_BTD: tf.Tensor, segments_BT: tf.Tensor, num_segments: int) -
     belongs_BGT = tf.cast(segments_BT[:, None, :] == tf.range(1, num_segments + 1)[:, None], tf.float32)
     shares_BGT = belongs_BGT / tf.maximum(tf.reduce_sum(belongs_BGT, -1, keepdims=True), 1.0)
     return tf.matmul(tf.cast(shares_BGT, x_BTD.dtype), x_BTD)
-
-
-def rotate(x_BHTW: tf.Tensor, positions_BT: tf.Tensor, base: float) -> tf.Tensor:
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864), the halves paired as Llama pairs them."""
-    half = x_BHTW.shape[-1] // 2
-    frequencies = tf.pow(base, -tf.range(half, dtype=tf.float32) / half)
-    angles = tf.cast(positions_BT, tf.float32)[:, None, :, None] * frequencies
-    cosine, sine = tf.cos(angles), tf.sin(angles)
-    left, right = tf.split(tf.cast(x_BHTW, tf.float32), 2, -1)
-    rotated = tf.concat([left * cosine - right * sine, right * cosine + left * sine], -1)
-    return tf.cast(rotated, x_BHTW.dtype)
-
-
-def queries_keys_values(
-    model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor, positions_BT: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Queries [B, H, T, W], keys and values [B, K, T, W], rotary positions applied."""
-    width, heads, pairs = model.head_width, model.num_heads, model.key_value_heads
-    batch, time = sizes(x_BTD)[:2]
-    joint = linear(model, weights, f"{name}.query_key_value", x_BTD)
-    if heads == pairs:
-        query, key, value = tf.unstack(tf.transpose(tf.reshape(joint, (batch, time, 3, heads, width)), (2, 0, 3, 1, 4)))
-    else:
-        joint = tf.transpose(tf.reshape(joint, (batch, time, heads + 2 * pairs, width)), (0, 2, 1, 3))
-        query, key, value = tf.split(joint, (heads, pairs, pairs), 1)
-    if model.positions == "rotary":
-        query, key = (rotate(part, positions_BT, model.rotary_base) for part in (query, key))
-    return query, key, value
-
-
-def cross_queries(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) -> tf.Tensor:
-    """Queries [B, H, T, W] to another sequence. Where they stand says nothing about it: no positions are applied."""
-    query = linear(model, weights, f"{name}.query", x_BTD)
-    batch, time = sizes(x_BTD)[:2]
-    return tf.transpose(tf.reshape(query, (batch, time, model.num_heads, model.head_width)), (0, 2, 1, 3))
-
-
-def cross_keys_values(model: ModelConfig, weights: Weights, name: str, encoded_BSD: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Keys and values [B, K, S, W] of the sequence that is looked at."""
-    joint = linear(model, weights, f"{name}.key_value", encoded_BSD)
-    batch, time = sizes(encoded_BSD)[:2]
-    joint = tf.reshape(joint, (batch, time, 2, model.key_value_heads, model.head_width))
-    key, value = tf.unstack(tf.transpose(joint, (2, 0, 3, 1, 4)))
-    return key, value
-
-
-def attend(
-    model: ModelConfig,
-    query_BHTW: tf.Tensor,
-    key_BKSW: tf.Tensor,
-    value_BKSW: tf.Tensor,
-    mask_TS: tf.Tensor,
-    dropout_key: DropoutKey | None = None,
-    site: int = 0,
-) -> tf.Tensor:
-    """Dot-product attention [B, T, H W]; query heads that share a key head are computed in one product.
-
-    `mask_TS`, float32, is added to the scores: 0 where a query may look, a large negative number elsewhere; [T, S], or
-    [B, 1, T, S] where rows differ, or [B, H, T, S] with a bias of relative positions. The softmax is float32. Scores are
-    scaled by W^-0.5, but for T5, which leaves that to its queries' weights (Raffel et al. 2020, arXiv:1910.10683).
-    """
-    batch, heads, time, width = sizes(query_BHTW)
-    groups = heads // model.key_value_heads
-    grouped = (batch, model.key_value_heads, groups * time, width)
-    query = tf.reshape(query_BHTW, grouped) if groups > 1 else query_BHTW
-    scores = tf.matmul(query, key_BKSW, transpose_b=True)
-    if groups > 1:
-        scores = tf.reshape(scores, (batch, heads, time, -1))
-    probabilities = elementwise.masked_softmax(scores, mask_TS, 1.0 if model.family == "t5" else width**-0.5)
-    probabilities = dropout(probabilities, model.dropout, dropout_key, site)
-    if groups > 1:
-        probabilities = tf.reshape(probabilities, (batch, model.key_value_heads, groups * time, -1))
-    mixed = tf.matmul(probabilities, value_BKSW)
-    if groups > 1:
-        mixed = tf.reshape(mixed, (batch, heads, time, width))
-    return tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), (batch, time, heads * width))
-
-
-def self_attention(
-    model: ModelConfig,
-    weights: Weights,
-    name: str,
-    x_BTD: tf.Tensor,
-    positions_BT: tf.Tensor,
-    mask_TS: tf.Tensor,
-    dropout_key: DropoutKey | None,
-    site: int,
-) -> tf.Tensor:
-    """What each token gathers from those that it may look at: [B, T, D]. Dropout at `site` and the one after it."""
-    query, key, value = queries_keys_values(model, weights, name, x_BTD, positions_BT)
-    mixed = attend(model, query, key, value, mask_TS, dropout_key, site)
-    mixed = linear(model, weights, f"{name}.output", mixed)
-    return dropout(mixed, model.dropout, dropout_key, site + 1)
-
-
-def attend_with_cache(
-    model: ModelConfig,
-    weights: Weights,
-    name: str,
-    x_BTD: tf.Tensor,
-    positions_BT: tf.Tensor,
-    mask_TS: tf.Tensor,
-    keys_BKSW: tf.Tensor,
-    values_BKSW: tf.Tensor,
-    place: tf.Tensor | int,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The attention of a layer that normalizes first, `name`, to tokens of which the keys and values are cached: its output
-    added to `x_BTD`, and keys and values with the new ones in the places from `place` on. No dropout."""
-    normed = normalize(model, weights, f"{name}.attention_norm", x_BTD)
-    query, key, value = queries_keys_values(model, weights, f"{name}.attention", normed, positions_BT)
-    keys_BKSW, values_BKSW = write_places(keys_BKSW, key, place), write_places(values_BKSW, value, place)
-    mixed = attend(model, query, keys_BKSW, values_BKSW, mask_TS)
-    return x_BTD + linear(model, weights, f"{name}.attention.output", mixed), keys_BKSW, values_BKSW
 
 
 def feed_forward(

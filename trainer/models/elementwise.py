@@ -101,13 +101,14 @@ def masked_softmax(scores_BHTS: tf.Tensor, mask_TS: tf.Tensor, scale: float) -> 
     of a shape that spreads over that of the scores."""
     if not _is_apart.get():
         return _masked_softmax(scores_BHTS, mask_TS, scale)
+    softmax, softmax_gradient = masked_softmax_with_gradient()
 
     @tf.custom_gradient
     def apart(scores: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-        probabilities = _compiled_masked_softmax(scores, mask, scale)
+        probabilities = softmax(scores, mask, scale)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            by_scores = _masked_softmax_gradient(probabilities, upstream, scale)
+            by_scores = softmax_gradient(probabilities, upstream, scale)
             # Only T5's mask is learned; elsewhere nobody asks for its gradient, and it is left out of the graph.
             return by_scores, _sum_to_shape(tf.cast(by_scores, tf.float32) / scale, mask.shape)
 
@@ -123,14 +124,21 @@ def _masked_softmax(scores: tf.Tensor, mask: tf.Tensor, scale: float) -> tf.Tens
     return tf.cast(tf.nn.softmax(shifted + mask), scores.dtype)
 
 
-_compiled_masked_softmax = _compiled(_masked_softmax)
-
-
-@_compiled
 def _masked_softmax_gradient(probabilities: tf.Tensor, upstream: tf.Tensor, scale: float) -> tf.Tensor:
     """By the scores, from the probabilities alone: the exponentials are not computed again."""
     p, u = tf.cast(probabilities, tf.float32), tf.cast(upstream, tf.float32)
     return tf.cast(p * (u - tf.reduce_sum(p * u, -1, keepdims=True)) * scale, probabilities.dtype)
+
+
+_compiled_masked_softmax, _compiled_masked_softmax_gradient = _compiled(_masked_softmax), _compiled(_masked_softmax_gradient)
+
+
+def masked_softmax_with_gradient() -> tuple[Callable[..., tf.Tensor], Callable[..., tf.Tensor]]:
+    """`masked_softmax` (scores, mask, scale) and its gradient by the scores (probabilities, upstream, scale), for who computes
+    with the two himself."""
+    if _is_apart.get():
+        return _compiled_masked_softmax, _compiled_masked_softmax_gradient
+    return _masked_softmax, _masked_softmax_gradient
 
 
 def _sum_to_shape(x: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
@@ -167,7 +175,7 @@ def _compiled_cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing
     """The losses, and the logarithms of the partition functions."""
     logits = tf.cast(logits_NV, tf.float32)
     log_sums_N = tf.reduce_logsumexp(logits, -1)
-    own_N = tf.reduce_sum(tf.where(_is_label(logits_NV, labels_N), logits, 0.0), -1)
+    own_N = tf.gather(logits, labels_N, batch_dims=1)
     losses_N = log_sums_N - (1.0 - smoothing) * own_N
     return losses_N - smoothing * tf.reduce_mean(logits, -1) if smoothing else losses_N, log_sums_N
 
@@ -179,9 +187,6 @@ def _cross_entropy_gradient(
     """By the logits: probabilities less the label's weight, in one pass."""
     probabilities = tf.exp(tf.cast(logits_NV, tf.float32) - log_sums_N[:, None])
     even = smoothing / logits_NV.shape[1]
-    aimed = tf.where(_is_label(logits_NV, labels_N), 1.0 - smoothing + even, even)
+    is_label = tf.range(logits_NV.shape[1])[None] == labels_N[:, None]
+    aimed = tf.where(is_label, 1.0 - smoothing + even, even)
     return tf.cast((probabilities - aimed) * upstream_N[:, None], logits_NV.dtype)
-
-
-def _is_label(logits_NV: tf.Tensor, labels_N: tf.Tensor) -> tf.Tensor:
-    return tf.range(logits_NV.shape[1])[None] == labels_N[:, None]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer.config import ModelConfig
-from trainer.models import blocks
+from trainer.models import attention, blocks
 from trainer.models.blocks import DropoutKey, TokenOutput, Weights
 from trainer.models.recompute import run_block
 
@@ -119,7 +119,7 @@ def start_cache(
     batch = blocks.sizes(encoded_BSD)[0]
     empty = tf.zeros((batch, model.key_value_heads, num_places, model.head_width), dtype)
     sources = [
-        blocks.cross_keys_values(model, weights, f"decoder.blocks.{layer}.cross_attention", encoded_BSD)
+        attention.cross_keys_values(model, weights, f"decoder.blocks.{layer}.cross_attention", encoded_BSD)
         for layer in range(model.decoder_layers)
     ]
     return Cache(
@@ -152,7 +152,7 @@ def read(
     keys, values = list(cache.keys), list(cache.values)
     for layer in range(model.decoder_layers):
         name = f"decoder.blocks.{layer}"
-        x_BTD, keys[layer], values[layer] = blocks.attend_with_cache(
+        x_BTD, keys[layer], values[layer] = attention.attend_with_cache(
             model, weights, name, x_BTD, positions_BT, mask, keys[layer], values[layer], place
         )
         source = cache.source_keys[layer], cache.source_values[layer]
@@ -204,8 +204,8 @@ def _decoder_block(
     dropout_key: DropoutKey | None,
 ) -> tf.Tensor:
     name, site = f"decoder.blocks.{layer}", _first_decoder_site(model) + 1 + _DECODER_SITES * layer
-    x_BTD = _look_at_itself(model, weights, name, x_BTD, positions_BT, mask, dropout_key, site)
-    key, value = blocks.cross_keys_values(model, weights, f"{name}.cross_attention", encoded_BSD)
+    x_BTD = _look_at_itself(model, weights, name, x_BTD, positions_BT, mask, dropout_key, site, is_causal=True)
+    key, value = attention.cross_keys_values(model, weights, f"{name}.cross_attention", encoded_BSD)
     x_BTD = _look_at_source(model, weights, name, x_BTD, key, value, source_mask, dropout_key, site + 2)
     return _feed_forward(model, weights, name, x_BTD, dropout_key, site + 4)
 
@@ -219,9 +219,13 @@ def _look_at_itself(
     mask: tf.Tensor,
     dropout_key: DropoutKey | None,
     site: int,
+    *,
+    is_causal: bool = False,
 ) -> tf.Tensor:
     normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-    return x_BTD + blocks.self_attention(model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site)
+    return x_BTD + attention.self_attention(
+        model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site, is_causal=is_causal
+    )
 
 
 def _look_at_source(
@@ -236,8 +240,8 @@ def _look_at_source(
     site: int,
 ) -> tf.Tensor:
     normed = blocks.normalize(model, weights, f"{name}.cross_attention_norm", x_BTD)
-    query = blocks.cross_queries(model, weights, f"{name}.cross_attention", normed)
-    mixed = blocks.attend(model, query, key_BKSW, value_BKSW, mask, dropout_key, site)
+    query = attention.cross_queries(model, weights, f"{name}.cross_attention", normed)
+    mixed = attention.attend(model, query, key_BKSW, value_BKSW, mask, dropout_key, site)
     mixed = blocks.linear(model, weights, f"{name}.cross_attention.output", mixed)
     return x_BTD + blocks.dropout(mixed, model.dropout, dropout_key, site + 1)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from trainer.config import ModelConfig
-from trainer.models import blocks
+from trainer.models import attention, blocks
 from trainer.models.blocks import DropoutKey, TokenOutput, Weights
 from trainer.models.recompute import run_block
 
@@ -72,7 +72,9 @@ def _block(
 ) -> tf.Tensor:
     name, site = f"blocks.{layer}", 1 + 3 * layer
     normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
-    x_BTD += blocks.self_attention(model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site)
+    x_BTD += attention.self_attention(
+        model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site, is_causal=True
+    )
     normed = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)
     hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", normed)
     return x_BTD + blocks.dropout(hidden, model.dropout, dropout_key, site + 2)
@@ -113,7 +115,7 @@ def read(
     keys, values = list(cache.keys), list(cache.values)
     for layer in range(model.num_layers):
         name = f"blocks.{layer}"
-        x_BTD, keys[layer], values[layer] = blocks.attend_with_cache(
+        x_BTD, keys[layer], values[layer] = attention.attend_with_cache(
             model, weights, name, x_BTD, positions_BT, mask_B1TS, keys[layer], values[layer], place
         )
         normed = blocks.normalize(model, weights, f"{name}.feed_forward_norm", x_BTD)

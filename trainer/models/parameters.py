@@ -112,7 +112,8 @@ def flops_per_token(
 
     Six for each weight that is multiplied with (two forward, four backward), and 12 * layers * heads * width of a head *
     length for the two products of attention, the masked half counted as is customary (Chowdhery et al. 2022, PaLM,
-    appendix B). `scores_tokens` says whether the task asks for scores over the vocabulary; other heads are too small to count.
+    appendix B), though most of it is not computed (`query_blocks`). `scores_tokens` says whether the task asks for scores
+    over the vocabulary; other heads are too small to count.
 
     Of an encoder-decoder source and target tokens are counted alike: it is the mean over those of a full row of both. A bag
     of embeddings adds each number up and hands its gradient back.
@@ -135,6 +136,13 @@ def flops_per_token(
     row += targets * (6 * (_multiplied(weights, "decoder.") - of_source) + scores)
     row += targets * attention * model.decoder_layers * (targets + length)
     return round(row / (length + targets))
+
+
+def query_blocks(model: ModelConfig, length: int) -> list[tuple[int, int]]:
+    """The blocks of queries (begin, end) by which causal attention over so many tokens is computed: four, but none shorter than
+    what a matrix product needs to be fast; and one alone where the mask is learned, with the bias of relative positions."""
+    size = length if model.positions == "relative" else max(64, -(-length // 4))
+    return [(begin, min(begin + size, length)) for begin in range(0, length, size)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""Causal attention by blocks of queries, each held against the keys up to its end alone: of the scores that the mask would hide
+most are neither computed nor kept, as FlashAttention-2 leaves them out (Dao 2023, arXiv:2307.08691, section 3.1.1).
+
+Axes as in `blocks`; t are the queries of a block, s the keys up to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from trainer.config import ModelConfig
+from trainer.models.blocks import DropoutKey, drop, dropout_mask, sizes
+from trainer.models.elementwise import masked_softmax_with_gradient
+from trainer.models.parameters import query_blocks
+
+
+def causal_attention(
+    model: ModelConfig,
+    query_BHTW: tf.Tensor,
+    key_BKTW: tf.Tensor,
+    value_BKTW: tf.Tensor,
+    mask_TT: tf.Tensor,
+    scale: float,
+    dropout_key: DropoutKey | None,
+    site: int,
+) -> tf.Tensor:
+    """What `attention.attend` computes of a mask that is not learned, before its heads are joined: [B, H, T, W].
+
+    In training, which has a key, the gradient is its own: TensorFlow's fills a tensor of zeros for each slice.
+    """
+    heads, pairs = model.num_heads, model.key_value_heads
+    queries = [slice(*block) for block in query_blocks(model, query_BHTW.shape[2])]
+    lengths = [block.stop - block.start for block in queries]
+    softmax, softmax_gradient = masked_softmax_with_gradient()
+    dropped = _dropout(model, query_BHTW, dropout_key, site)
+
+    def mix(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+        """The values as mixed; the queries and the probabilities of each block."""
+        parts, probabilities, mixed = tf.split(query, lengths, 2), [], []
+        for block, part in zip(queries, parts, strict=True):
+            scores = unfold_heads(tf.matmul(fold_heads(part, pairs), key[:, :, : block.stop], transpose_b=True), heads)
+            probabilities.append(softmax(scores, mask_TT[..., block, : block.stop], scale))
+            chosen = fold_heads(dropped(probabilities[-1], block), pairs)
+            mixed.append(unfold_heads(tf.matmul(chosen, value[:, :, : block.stop]), heads))
+        return tf.concat(mixed, 2), parts, probabilities
+
+    @tf.custom_gradient
+    def differentiable(
+        query: tf.Tensor, key: tf.Tensor, value: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+        mixed, parts, probabilities = mix(query, key, value)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            by_query, by_key, by_value = [], [], []
+            for block, part, kept, up in zip(queries, parts, probabilities, tf.split(upstream, lengths, 2), strict=True):
+                with tf.control_dependencies([upstream]):  # or they would be the slices of before, kept until now
+                    keys, values = key[:, :, : block.stop], value[:, :, : block.stop]
+                up = fold_heads(up, pairs)
+                by_value.append(tf.matmul(fold_heads(dropped(kept, block), pairs), up, transpose_a=True))
+                by_chosen = unfold_heads(tf.matmul(up, values, transpose_b=True), heads)
+                # Dropout is its own gradient.
+                by_scores = fold_heads(softmax_gradient(kept, dropped(by_chosen, block), scale), pairs)
+                by_query.append(unfold_heads(tf.matmul(by_scores, keys), heads))
+                by_key.append(tf.matmul(by_scores, fold_heads(part, pairs), transpose_a=True))
+            return tf.concat(by_query, 2), _sum_of_beginnings(by_key, lengths), _sum_of_beginnings(by_value, lengths)
+
+        return mixed, gradient
+
+    if dropout_key is None:
+        return mix(query_BHTW, key_BKTW, value_BKTW)[0]
+    return differentiable(query_BHTW, key_BKTW, value_BKTW)
+
+
+def _dropout(
+    model: ModelConfig, query_BHTW: tf.Tensor, key: DropoutKey | None, site: int
+) -> Callable[[tf.Tensor, slice], tf.Tensor]:
+    """(numbers [B, H, t, s], the block's queries) -> what dropout leaves of them: that of a whole row, wherever blocks end."""
+    if key is None or model.dropout == 0.0:
+        return lambda x_BHts, _: x_BHts
+    batch, heads, time, _ = query_BHTW.shape
+    keep_BHTT, share = dropout_mask(tf.TensorShape((batch, heads, time, time)), model.dropout, key, site)
+    return lambda x_BHts, block: drop(x_BHts, keep_BHTT[:, :, block, : block.stop], share)
+
+
+def _sum_of_beginnings(parts_BKsW: Sequence[tf.Tensor], lengths: Sequence[int]) -> tf.Tensor:
+    """The sum [B, K, T, W] of tensors of which the n-th goes through the first n blocks of these lengths."""
+    pieces = [tf.split(part, lengths[: number + 1], 2) for number, part in enumerate(parts_BKsW)]
+    return tf.concat([tf.add_n([piece[place] for piece in pieces[place:]]) for place in range(len(lengths))], 2)
+
+
+def fold_heads(x_BHTX: tf.Tensor, pairs: int) -> tf.Tensor:
+    """Query heads that share a key head as one, for one product: [B, K, H/K T, X]."""
+    batch, heads, _, last = sizes(x_BHTX)
+    return x_BHTX if heads == pairs else tf.reshape(x_BHTX, (batch, pairs, -1, last))
+
+
+def unfold_heads(x_BKTX: tf.Tensor, heads: int) -> tf.Tensor:
+    """As it was before `fold_heads`: [B, H, T, X]."""
+    batch, pairs, _, last = sizes(x_BKTX)
+    return x_BKTX if heads == pairs else tf.reshape(x_BKTX, (batch, heads, -1, last))
