@@ -29,7 +29,7 @@ DROPPING = SHARED.model_copy(update={"dropout": 0.3})
 def computed(
     model: ModelConfig, time: int, *, is_causal: bool, compiler: Compiler = "graph", dtype: str = "float32", texts: int = 1
 ) -> list[np.ndarray]:
-    """What attention gives, and the gradients of queries, keys and values of a sum of it, in which each number has its weight."""
+    """What attention gives, and the gradients of queries, keys and values of a sum of it, where each number has its weight."""
     random = np.random.default_rng(0)
     pairs = model.key_value_heads
     given = [tf.cast(random.normal(size=(BATCH, heads, time, WIDTH)), dtype) for heads in (HEADS, pairs, pairs)]
