@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from trainer.config import Config
 from trainer.distribution import Distribution
-from trainer.optimizers.average import move_average
+from trainer.optimizers.average import kept_of_average, move_average
 from trainer.optimizers.choice import update_weight
+from trainer.optimizers.scalars import update_scalars
 from trainer.optimizers.shards import Share
 from trainer.training_state import TrainingState
 
@@ -65,12 +66,14 @@ def sharded_update(config: Config, state: TrainingState, distribution: Distribut
     def update(gradients: Sequence[tf.Tensor], factor: tf.Tensor, rate: tf.Tensor, step: tf.Tensor, only_if: tf.Tensor) -> None:
         before = [piece(share, tf.convert_to_tensor(state.weights[name])) for name in trained]
 
+        scalars = update_scalars(config.optimizer, rate, step)
+
         def change() -> list[tf.Tensor]:
             changed = []
             for name, weight, value, gradient in zip(trained, held, before, gradients, strict=True):
                 weight.assign(value)
                 slots, _ = state.beside(name)
-                update_weight(config.optimizer, state.parameters[name], weight, slots, gradient * factor, rate, step)
+                update_weight(config.optimizer, state.parameters[name], weight, slots, gradient * factor, scalars)
                 changed.append(tf.ensure_shape(weight.read_value(), value.shape))
                 weight.assign(tf.zeros([0]))
             return changed
@@ -81,7 +84,8 @@ def sharded_update(config: Config, state: TrainingState, distribution: Distribut
             state.weights[name].assign(joined(numbers, state.parameters[name].shape))
         decay = config.train.average_decay
         if decay is not None:
-            moves = [(average, state.weights[name], decay, step) for name, average in state.averages.items()]
+            kept = kept_of_average(decay, step)
+            moves = [(average, state.weights[name], kept) for name, average in state.averages.items()]
             distribution.update(move_average, moves, only_if=only_if)
 
     return update

@@ -17,8 +17,9 @@ from trainer.distribution import Distribution
 from trainer.models.blocks import DropoutKey
 from trainer.models.elementwise import compiled_apart
 from trainer.models.parameters import Parameter
-from trainer.optimizers.average import move_average
+from trainer.optimizers.average import kept_of_average, move_average
 from trainer.optimizers.choice import update_weight
+from trainer.optimizers.scalars import UpdateScalars, update_scalars
 from trainer.optimizers.schedules import learning_rate
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
 from trainer.sharded_update import reduce_scatter, sharded_update
@@ -305,10 +306,10 @@ def _after(mark: Callable[[], tf.Operation], tensors: list[tf.Tensor]) -> list[t
     When TensorFlow inlines the function that they come from, who waits for that function waits for its side effects alone,
     of which it has none, and not for what it returns: so the mark waits for copies (which are optimized away later).
     """
-    with tf.control_dependencies([tf.identity(tensor) for tensor in tensors]):
+    with tf.control_dependencies(tf.identity_n(tensors)[:1]):
         marked = mark()
     with tf.control_dependencies([marked]):
-        return [tf.identity(tensor) for tensor in tensors]
+        return tf.identity_n(tensors)
 
 
 def _change_of_weights(
@@ -320,8 +321,10 @@ def _change_of_weights(
     change = _weight_update(config)
 
     def change_all(gradients: list[tf.Tensor], factor: tf.Tensor, rate: tf.Tensor, step: tf.Tensor, only_if: tf.Tensor) -> None:
+        decay = config.train.average_decay
+        shared = (factor, update_scalars(config.optimizer, rate, step), None if decay is None else kept_of_average(decay, step))
         changes = [
-            (state.weights[name], *state.beside(name), gradient, state.parameters[name], factor, rate, step)
+            (state.weights[name], *state.beside(name), gradient, state.parameters[name], *shared)
             for name, gradient in zip(trained, gradients, strict=True)
         ]
         distribution.update(change, changes, only_if=only_if)
@@ -339,13 +342,12 @@ def _weight_update(config: Config) -> Callable[..., None]:
         gradient: tf.Tensor,
         parameter: Parameter,
         factor: tf.Tensor,
-        rate: tf.Tensor,
-        step: tf.Tensor,
+        scalars: UpdateScalars,
+        kept: tf.Tensor | None,
     ) -> None:
-        update_weight(config.optimizer, parameter, weight, slots, gradient * factor, rate, step)
+        update_weight(config.optimizer, parameter, weight, slots, gradient * factor, scalars)
         if average is not None:
-            assert config.train.average_decay is not None
-            move_average(average, weight, config.train.average_decay, step)
+            move_average(average, weight, kept)
 
     return change
 

@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from trainer.config import OptimizerConfig
 from trainer.models.parameters import Parameter
-from trainer.optimizers.average import move_average
+from trainer.optimizers.average import kept_of_average, move_average
 from trainer.optimizers.choice import update_weight
 from trainer.optimizers.muon import orthogonalize
+from trainer.optimizers.scalars import update_scalars
 from trainer.optimizers.slots import slot_shapes
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -106,6 +107,19 @@ def variables(settings: OptimizerConfig, parameter: Parameter) -> dict[str, tf.V
     return {slot: tf.Variable(tf.zeros(shape)) for slot, shape in slot_shapes(settings, parameter).items()}
 
 
+def update(
+    settings: OptimizerConfig,
+    parameter: Parameter,
+    weight: tf.Variable,
+    slots: dict[str, tf.Variable],
+    gradient: Array,
+    rate: float,
+    step: int = 0,
+) -> None:
+    scalars = update_scalars(settings, tf.constant(rate, tf.float32), tf.constant(step, tf.int64))
+    update_weight(settings, parameter, weight, slots, tf.constant(gradient, tf.float32), scalars)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("which", PARAMETERS)
 @pytest.mark.parametrize("kind", REFERENCES)
@@ -121,8 +135,7 @@ def test_updates_are_those_of_the_paper(kind: str, which: str, decay: float) -> 
     weight, slots, state = tf.Variable(x, dtype=tf.float32), variables(settings, parameter), State()
     for t in range(1, NUM_UPDATES + 1):
         gradient, rate = generator.normal(size=x.shape) * 0.01, 1e-2 / t
-        now = (tf.constant(gradient, tf.float32), tf.constant(rate, tf.float32), tf.constant(t - 1, tf.int64))
-        update_weight(settings, parameter, weight, slots, *now)
+        update(settings, parameter, weight, slots, gradient, rate, t - 1)
         x = reference(settings, x, gradient, state, t, rate * parameter.rate_scale, applied)
         np.testing.assert_allclose(weight.numpy(), x, rtol=3e-6, atol=2e-6 if kind == "muon" else 5e-7)
         for slot, variable in slots.items():
@@ -134,16 +147,14 @@ def test_decay_shrinks_a_matrix_without_a_gradient_and_nothing_else_does(kind: s
     settings = settings_of(kind, weight_decay=0.1)
     for parameter, expected in ((Parameter((3, 2), "normal"), 1.0 - 0.5 * 0.1), (Parameter((3,), "normal"), 1.0)):
         weight = tf.Variable(tf.ones(parameter.shape))
-        now = (tf.zeros(parameter.shape), tf.constant(0.5), tf.constant(0, tf.int64))
-        update_weight(settings, parameter, weight, variables(settings, parameter), *now)
+        update(settings, parameter, weight, variables(settings, parameter), np.zeros(parameter.shape), 0.5)
         np.testing.assert_allclose(weight.numpy(), np.full(parameter.shape, expected), rtol=1e-6)
 
 
 def test_lamb_moves_a_matrix_that_begins_at_zero() -> None:
     settings, parameter = settings_of("lamb"), Parameter((3, 2), "zeros")
     weight = tf.Variable(tf.zeros((3, 2)))
-    now = (tf.ones((3, 2)), tf.constant(0.5), tf.constant(0, tf.int64))
-    update_weight(settings, parameter, weight, variables(settings, parameter), *now)
+    update(settings, parameter, weight, variables(settings, parameter), np.ones((3, 2)), 0.5)
     np.testing.assert_allclose(weight.numpy(), -0.5, rtol=1e-5)
 
 
@@ -153,8 +164,7 @@ def test_adafactor_bears_rows_and_columns_that_never_had_a_gradient() -> None:
     gradient = np.zeros((4, 3), np.float32)
     gradient[1, 2] = 1.0
     for step in range(3):
-        now = (tf.constant(gradient), tf.constant(0.1), tf.constant(step, tf.int64))
-        update_weight(settings, parameter, weight, slots, *now)
+        update(settings, parameter, weight, slots, gradient, 0.1, step)
     moved = weight.numpy() != 1.0
     np.testing.assert_array_equal(moved, gradient > 0)
     assert np.isfinite(weight.numpy()).all()
@@ -180,8 +190,7 @@ def test_each_part_of_a_joint_matrix_takes_its_whole_update() -> None:
     gradient = np.random.default_rng(2).normal(size=(8, 24)).astype(np.float32)
     gradient[:, :16] *= 1e-3
     weight = tf.Variable(tf.zeros((8, 24)))
-    now = (tf.constant(gradient), tf.constant(1.0), tf.constant(0, tf.int64))
-    update_weight(settings, parameter, weight, variables(settings, parameter), *now)
+    update(settings, parameter, weight, variables(settings, parameter), gradient, 1.0)
     for part in np.split(weight.numpy(), 3, axis=1):
         # Of orthogonal matrices the norm would be 0.2 sqrt(8) sqrt(8).
         assert np.linalg.norm(part) == pytest.approx(1.6, rel=0.2)
@@ -192,7 +201,8 @@ def test_the_average_is_that_of_the_weights_with_a_quick_beginning() -> None:
     weights = generator.normal(size=(40, 5))
     average, expected = tf.Variable(weights[0], dtype=tf.float32), weights[0]
     for step, weight in enumerate(weights[1:]):
-        move_average(average, tf.Variable(weight, dtype=tf.float32), 0.7, tf.constant(step, tf.int64))
+        kept = kept_of_average(0.7, tf.constant(step, tf.int64))
+        move_average(average, tf.Variable(weight, dtype=tf.float32), kept)
         decay = min(0.7, (2 + step) / (11 + step))
         expected = decay * expected + (1 - decay) * weight
         np.testing.assert_allclose(average.numpy(), expected, rtol=1e-5, atol=1e-6)

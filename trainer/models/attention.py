@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import blocks, elementwise
-from trainer.models.blocks import DropoutKey, Weights
+from trainer.models.blocks import DropoutKey, Site, Weights
 from trainer.models.causal_attention import causal_attention, fold_heads, unfold_heads
 from trainer.models.parameters import query_blocks
 
@@ -62,7 +62,7 @@ def attend(
     value_BKSW: tf.Tensor,
     mask_TS: tf.Tensor,
     dropout_key: DropoutKey | None = None,
-    site: int = 0,
+    site: Site = 0,
     *,
     is_causal: bool = False,
 ) -> tf.Tensor:
@@ -93,7 +93,7 @@ def self_attention(
     positions_BT: tf.Tensor,
     mask_TS: tf.Tensor,
     dropout_key: DropoutKey | None,
-    site: int,
+    site: Site,
     *,
     is_causal: bool = False,
 ) -> tf.Tensor:

@@ -5,14 +5,12 @@ Axes as in `blocks`.
 
 from __future__ import annotations
 
-import functools
-
 import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import attention, blocks
-from trainer.models.blocks import DropoutKey, TokenOutput, Weights
-from trainer.models.recompute import run_block
+from trainer.models.blocks import DropoutKey, Site, TokenOutput, Weights
+from trainer.models.layers import run_block
 
 
 def hidden_states(
@@ -42,8 +40,8 @@ def hidden_states(
     x_BTD = blocks.normalize(model, weights, "embedding_norm", x_BTD)
     x_BTD = blocks.dropout(x_BTD, model.dropout, dropout_key, site=0)
     for layer in range(model.num_layers):
-        block = functools.partial(_block, model, layer)
-        x_BTD = run_block(model, block, weights, f"blocks.{layer}", (x_BTD,), (positions_BT, mask), dropout_key)
+        site, around = 1 + 3 * layer, (positions_BT, mask)
+        x_BTD = run_block(model, _block, weights, f"blocks.{layer}", (x_BTD,), around, dropout_key, site)
     return x_BTD
 
 
@@ -66,14 +64,14 @@ def token_output(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> Toke
 
 def _block(
     model: ModelConfig,
-    layer: int,
     weights: Weights,
+    name: str,
     x_BTD: tf.Tensor,
     positions_BT: tf.Tensor,
     mask: tf.Tensor,
     dropout_key: DropoutKey | None,
+    site: Site,
 ) -> tf.Tensor:
-    name, site = f"blocks.{layer}", 1 + 3 * layer
     x_BTD += attention.self_attention(model, weights, f"{name}.attention", x_BTD, positions_BT, mask, dropout_key, site)
     x_BTD = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
     hidden = blocks.feed_forward(model, weights, f"{name}.feed_forward", x_BTD)

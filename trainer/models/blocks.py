@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,7 @@ from trainer.config import ModelConfig
 from trainer.models import elementwise
 
 Weights = Mapping[str, tf.Tensor]
+Site: TypeAlias = int | tf.Tensor  # the number of a place of dropout, int64 where layers share a trace
 
 MASKED = -1e9  # added to a score that must not count; finite, so that a row that is masked throughout stays finite too
 
@@ -72,7 +73,7 @@ def normalize(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor)
     return elementwise.normalize(x_BTD, gain, bias, is_centred, model.normalization_epsilon)
 
 
-def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: int) -> tf.Tensor:
+def dropout(x: tf.Tensor, rate: float, key: DropoutKey | None, site: Site) -> tf.Tensor:
     """Zeros a share of x's elements and scales up the rest; `site` numbers the places in the model where it happens."""
     if rate == 0.0 or key is None:
         return x
@@ -83,7 +84,7 @@ def drop(x: tf.Tensor, keep: tf.Tensor, share: float) -> tf.Tensor:
     return tf.where(keep, x / share, tf.zeros_like(x))
 
 
-def dropout_mask(shape: tf.TensorShape, rate: float, key: DropoutKey, site: int) -> tuple[tf.Tensor, float]:
+def dropout_mask(shape: tf.TensorShape, rate: float, key: DropoutKey, site: Site) -> tuple[tf.Tensor, float]:
     """Which elements of a tensor of this shape `dropout` keeps (bool), and the share that is kept.
 
     The mask is a stretch of one counter-based random stream (Philox; Salmon et al. 2011), entered at the first row's place.
@@ -119,7 +120,7 @@ def feed_forward(
     name: str,
     x_BTD: tf.Tensor,
     dropout_key: DropoutKey | None = None,
-    site: int = 0,
+    site: Site = 0,
 ) -> tf.Tensor:
     """Two matrices with the activation between them; where it has a gate, the first is two side by side, of which the
     activated one multiplies the other (Shazeer 2020, arXiv:2002.05202). With a key there is dropout before the second."""

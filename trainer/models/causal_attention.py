@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from trainer.config import ModelConfig
-from trainer.models.blocks import DropoutKey, drop, dropout_mask, sizes
-from trainer.models.elementwise import masked_softmax_with_gradient
+from trainer.models.blocks import DropoutKey, Site, drop, dropout_mask, sizes
+from trainer.models.elementwise import masked_softmaxes_with_gradients
 from trainer.models.parameters import query_blocks
 
 
@@ -24,7 +24,7 @@ def causal_attention(
     mask_TT: tf.Tensor,
     scale: float,
     dropout_key: DropoutKey | None,
-    site: int,
+    site: Site,
 ) -> tf.Tensor:
     """What `attention.attend` computes of a mask that is not learned, before its heads are joined: [B, H, T, W].
 
@@ -33,17 +33,22 @@ def causal_attention(
     heads, pairs = model.num_heads, model.key_value_heads
     queries = [slice(*block) for block in query_blocks(model, query_BHTW.shape[2])]
     lengths = [block.stop - block.start for block in queries]
-    softmax, softmax_gradient = masked_softmax_with_gradient()
+    softmaxes, softmax_gradients = masked_softmaxes_with_gradients()
+    masks = [mask_TT[..., block, : block.stop] for block in queries]
     dropped = _dropout(model, query_BHTW, dropout_key, site)
 
     def mix(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
         """The values as mixed; the queries and the probabilities of each block."""
-        parts, probabilities, mixed = tf.split(query, lengths, 2), [], []
-        for block, part in zip(queries, parts, strict=True):
-            scores = unfold_heads(tf.matmul(fold_heads(part, pairs), key[:, :, : block.stop], transpose_b=True), heads)
-            probabilities.append(softmax(scores, mask_TT[..., block, : block.stop], scale))
-            chosen = fold_heads(dropped(probabilities[-1], block), pairs)
-            mixed.append(unfold_heads(tf.matmul(chosen, value[:, :, : block.stop]), heads))
+        parts = tf.split(query, lengths, 2)
+        scores = [
+            unfold_heads(tf.matmul(fold_heads(part, pairs), key[:, :, : block.stop], transpose_b=True), heads)
+            for block, part in zip(queries, parts, strict=True)
+        ]
+        probabilities = softmaxes(scores, masks, scale)
+        mixed = [
+            unfold_heads(tf.matmul(fold_heads(dropped(each, block), pairs), value[:, :, : block.stop]), heads)
+            for block, each in zip(queries, probabilities, strict=True)
+        ]
         return tf.concat(mixed, 2), parts, probabilities
 
     @tf.custom_gradient
@@ -53,17 +58,22 @@ def causal_attention(
         mixed, parts, probabilities = mix(query, key, value)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            by_query, by_key, by_value = [], [], []
-            for block, part, kept, up in zip(queries, parts, probabilities, tf.split(upstream, lengths, 2), strict=True):
-                with tf.control_dependencies([upstream]):  # or they would be the slices of before, kept until now
-                    keys, values = key[:, :, : block.stop], value[:, :, : block.stop]
+            by_value, by_probabilities = [], []
+            for block, each, up in zip(queries, probabilities, tf.split(upstream, lengths, 2), strict=True):
                 up = fold_heads(up, pairs)
-                by_value.append(tf.matmul(fold_heads(dropped(kept, block), pairs), up, transpose_a=True))
+                by_value.append(tf.matmul(fold_heads(dropped(each, block), pairs), up, transpose_a=True))
+                with tf.control_dependencies([upstream]):  # or it would be the slice of before, kept until now
+                    values = value[:, :, : block.stop]
                 by_chosen = unfold_heads(tf.matmul(up, values, transpose_b=True), heads)
-                # Dropout is its own gradient.
-                by_scores = fold_heads(softmax_gradient(kept, dropped(by_chosen, block), scale), pairs)
-                by_query.append(unfold_heads(tf.matmul(by_scores, keys), heads))
-                by_key.append(tf.matmul(by_scores, fold_heads(part, pairs), transpose_a=True))
+                by_probabilities.append(dropped(by_chosen, block))  # dropout is its own gradient
+            by_query, by_key = [], []
+            by_scores = softmax_gradients(probabilities, by_probabilities, scale)
+            for block, part, each in zip(queries, parts, by_scores, strict=True):
+                each = fold_heads(each, pairs)
+                with tf.control_dependencies([upstream]):
+                    keys = key[:, :, : block.stop]
+                by_query.append(unfold_heads(tf.matmul(each, keys), heads))
+                by_key.append(tf.matmul(each, fold_heads(part, pairs), transpose_a=True))
             return tf.concat(by_query, 2), _sum_of_beginnings(by_key, lengths), _sum_of_beginnings(by_value, lengths)
 
         return mixed, gradient
@@ -74,7 +84,7 @@ def causal_attention(
 
 
 def _dropout(
-    model: ModelConfig, query_BHTW: tf.Tensor, key: DropoutKey | None, site: int
+    model: ModelConfig, query_BHTW: tf.Tensor, key: DropoutKey | None, site: Site
 ) -> Callable[[tf.Tensor, slice], tf.Tensor]:
     """(numbers [B, H, t, s], the block's queries) -> what dropout leaves of them: that of a whole row, wherever blocks end."""
     if key is None or model.dropout == 0.0:

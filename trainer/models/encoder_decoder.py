@@ -6,15 +6,14 @@ dropout also within the feed-forward layers and at each side's end. Axes as in `
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import attention, blocks
-from trainer.models.blocks import DropoutKey, TokenOutput, Weights
-from trainer.models.recompute import run_block
+from trainer.models.blocks import DropoutKey, Site, TokenOutput, Weights
+from trainer.models.layers import run_block
 
 # Places of dropout in a layer: probabilities and output of each attention, within and after the feed-forward layer.
 _ENCODER_SITES, _DECODER_SITES = 4, 6
@@ -41,8 +40,8 @@ def encode(
     x_BSD = blocks.dropout(x_BSD, model.dropout, dropout_key, site=0)
     positions_BS = _positions(source_BS, positions_BS)
     for layer in range(model.num_layers):
-        name, block = f"encoder.blocks.{layer}", functools.partial(_encoder_block, model, layer)
-        x_BSD = run_block(model, block, weights, name, (x_BSD,), (positions_BS, mask), dropout_key)
+        name, site, around = f"encoder.blocks.{layer}", 1 + _ENCODER_SITES * layer, (positions_BS, mask)
+        x_BSD = run_block(model, _encoder_block, weights, name, (x_BSD,), around, dropout_key, site)
     x_BSD = blocks.normalize(model, weights, "encoder.final_norm", x_BSD)
     return _final_dropout(model, x_BSD, dropout_key, 1 + _ENCODER_SITES * model.num_layers)
 
@@ -87,9 +86,9 @@ def token_output(
     x_BTD = blocks.dropout(x_BTD, model.dropout, dropout_key, first_site)
     positions_BT = _positions(inputs_BT, positions_BT)
     for layer in range(model.decoder_layers):
-        name, block = f"decoder.blocks.{layer}", functools.partial(_decoder_block, model, layer)
+        name, site = f"decoder.blocks.{layer}", first_site + 1 + _DECODER_SITES * layer
         around = (positions_BT, mask, source_mask)
-        x_BTD = run_block(model, block, weights, name, (x_BTD, encoded_BSD), around, dropout_key)
+        x_BTD = run_block(model, _decoder_block, weights, name, (x_BTD, encoded_BSD), around, dropout_key, site)
     x_BTD = blocks.normalize(model, weights, "decoder.final_norm", x_BTD)
     x_BTD = _final_dropout(model, x_BTD, dropout_key, first_site + 1 + _DECODER_SITES * model.decoder_layers)
     return _token_output(model, weights, x_BTD)
@@ -180,30 +179,30 @@ def _positions(tokens_BT: tf.Tensor, positions_BT: tf.Tensor | None) -> tf.Tenso
 
 def _encoder_block(
     model: ModelConfig,
-    layer: int,
     weights: Weights,
+    name: str,
     x_BSD: tf.Tensor,
     positions_BS: tf.Tensor,
     mask: tf.Tensor,
     dropout_key: DropoutKey | None,
+    site: Site,
 ) -> tf.Tensor:
-    name, site = f"encoder.blocks.{layer}", 1 + _ENCODER_SITES * layer
     x_BSD = _look_at_itself(model, weights, name, x_BSD, positions_BS, mask, dropout_key, site)
     return _feed_forward(model, weights, name, x_BSD, dropout_key, site + 2)
 
 
 def _decoder_block(
     model: ModelConfig,
-    layer: int,
     weights: Weights,
+    name: str,
     x_BTD: tf.Tensor,
     encoded_BSD: tf.Tensor,
     positions_BT: tf.Tensor,
     mask: tf.Tensor,
     source_mask: tf.Tensor,
     dropout_key: DropoutKey | None,
+    site: Site,
 ) -> tf.Tensor:
-    name, site = f"decoder.blocks.{layer}", _first_decoder_site(model) + 1 + _DECODER_SITES * layer
     x_BTD = _look_at_itself(model, weights, name, x_BTD, positions_BT, mask, dropout_key, site, is_causal=True)
     key, value = attention.cross_keys_values(model, weights, f"{name}.cross_attention", encoded_BSD)
     x_BTD = _look_at_source(model, weights, name, x_BTD, key, value, source_mask, dropout_key, site + 2)
@@ -218,7 +217,7 @@ def _look_at_itself(
     positions_BT: tf.Tensor,
     mask: tf.Tensor,
     dropout_key: DropoutKey | None,
-    site: int,
+    site: Site,
     *,
     is_causal: bool = False,
 ) -> tf.Tensor:
@@ -237,7 +236,7 @@ def _look_at_source(
     value_BKSW: tf.Tensor,
     mask: tf.Tensor,
     dropout_key: DropoutKey | None,
-    site: int,
+    site: Site,
 ) -> tf.Tensor:
     normed = blocks.normalize(model, weights, f"{name}.cross_attention_norm", x_BTD)
     query = attention.cross_queries(model, weights, f"{name}.cross_attention", normed)

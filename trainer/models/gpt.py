@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import attention, blocks
-from trainer.models.blocks import DropoutKey, TokenOutput, Weights
-from trainer.models.recompute import run_block
+from trainer.models.blocks import DropoutKey, Site, TokenOutput, Weights
+from trainer.models.layers import run_block
 
 
 def logits(
@@ -50,8 +49,8 @@ def hidden_states(
         positions_BT = tf.range(time)[None]
     x_BTD = blocks.dropout(x_BTD, model.dropout, dropout_key, site=0)
     for layer in range(model.num_layers):
-        block = functools.partial(_block, model, layer)
-        x_BTD = run_block(model, block, weights, f"blocks.{layer}", (x_BTD,), (positions_BT, mask), dropout_key)
+        site, around = 1 + 3 * layer, (positions_BT, mask)
+        x_BTD = run_block(model, _block, weights, f"blocks.{layer}", (x_BTD,), around, dropout_key, site)
     return x_BTD
 
 
@@ -63,14 +62,14 @@ def token_output(model: ModelConfig, weights: Weights, x_BTD: tf.Tensor) -> Toke
 
 def _block(
     model: ModelConfig,
-    layer: int,
     weights: Weights,
+    name: str,
     x_BTD: tf.Tensor,
     positions_BT: tf.Tensor,
     mask: tf.Tensor,
     dropout_key: DropoutKey | None,
+    site: Site,
 ) -> tf.Tensor:
-    name, site = f"blocks.{layer}", 1 + 3 * layer
     normed = blocks.normalize(model, weights, f"{name}.attention_norm", x_BTD)
     x_BTD += attention.self_attention(
         model, weights, f"{name}.attention", normed, positions_BT, mask, dropout_key, site, is_causal=True

@@ -38,7 +38,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _measured_matrix_product(dtype: tf.DType, size: int = 1536, repeats: int = 5) -> float:
+def _measured_matrix_product(dtype: tf.DType, size: int = 1024, repeats: int = 4) -> float:
     """The fastest of a few square products, in floating-point operations per second."""
     square = tf.cast(tf.random.stateless_normal((size, size), (1, 2)), dtype)
     product = tf.function(lambda left, right: tf.linalg.matmul(left, right), autograph=False)

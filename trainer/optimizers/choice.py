@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainer.config import OptimizerConfig
 from trainer.models.parameters import Parameter
 from trainer.optimizers import adafactor, adamw, lamb, lion, muon
+from trainer.optimizers.scalars import UpdateScalars
 
 
 def update_weight(
@@ -17,26 +18,26 @@ def update_weight(
     weight: tf.Variable,
     slots: Mapping[str, tf.Variable],
     gradient: tf.Tensor,
-    rate: tf.Tensor,
-    step: tf.Tensor,
+    scalars: UpdateScalars,
 ) -> None:
-    """The update that follows `step` finished ones (int64), in place, all in float32. `slots` are the variables that
-    `slot_shapes` names; `rate` is the schedule's learning rate."""
-    num_updates = tf.cast(step + 1, tf.float32)
-    rate *= parameter.rate_scale
+    """In place, all in float32. `slots` are the variables that `slot_shapes` names."""
+    rate, kept = scalars.rate, scalars.kept
+    if parameter.rate_scale != 1.0:
+        rate = rate * parameter.rate_scale
+        kept = 1.0 - rate * optimizer.decay
     # Decoupled from the gradient (Loshchilov and Hutter 2019); LAMB's is within the trust ratio.
     if parameter.decays and optimizer.decay and optimizer.kind != "lamb":
-        weight.assign(weight * (1.0 - rate * optimizer.decay))
+        weight.assign(weight * kept)
     match optimizer.kind:
         case "adamw" | "adam":
-            adamw.update(optimizer, weight, slots, gradient, rate, num_updates)
+            adamw.update(optimizer, weight, slots, gradient, rate, scalars)
         case "lamb":
-            lamb.update(optimizer, weight, slots, gradient, rate, num_updates, is_matrix=parameter.decays)
+            lamb.update(optimizer, weight, slots, gradient, rate, scalars, is_matrix=parameter.decays)
         case "adafactor":
-            adafactor.update(optimizer, weight, slots, gradient, rate, num_updates)
+            adafactor.update(optimizer, weight, slots, gradient, rate, scalars.num_updates)
         case "lion":
             lion.update(optimizer, weight, slots, gradient, rate)
         case "muon" if parameter.is_hidden_matrix:
             muon.update(optimizer, parameter, weight, slots, gradient, rate)
         case "muon":
-            adamw.update(optimizer, weight, slots, gradient, rate, num_updates)
+            adamw.update(optimizer, weight, slots, gradient, rate, scalars)

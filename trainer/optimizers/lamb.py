@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from trainer.config import OptimizerConfig
+from trainer.optimizers.scalars import UpdateScalars
 
 
 def update(
@@ -15,7 +16,7 @@ def update(
     slots: Mapping[str, tf.Variable],
     gradient: tf.Tensor,
     rate: tf.Tensor,
-    num_updates: tf.Tensor,
+    scalars: UpdateScalars,
     *,
     is_matrix: bool,
 ) -> None:
@@ -26,8 +27,8 @@ def update(
     second = optimizer.beta2 * slots["second_moments"] + (1.0 - optimizer.beta2) * tf.square(gradient)
     slots["first_moments"].assign(first)
     slots["second_moments"].assign(second)
-    corrected_first = first / (1.0 - tf.pow(optimizer.beta1, num_updates))
-    corrected_second = second / (1.0 - tf.pow(optimizer.beta2, num_updates))
+    corrected_first = first / (1.0 - scalars.power1)
+    corrected_second = second / (1.0 - scalars.power2)
     change = corrected_first / (tf.sqrt(corrected_second) + optimizer.epsilon)
     if is_matrix:
         change += optimizer.decay * weight
