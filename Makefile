@@ -2,6 +2,7 @@
 #
 #   PYTHON=python3.12      the Python that the environment is made with; by default the first that fits
 #   GPU=0 or GPU=1         whether to install TensorFlow with CUDA; by default where the machine has an NVIDIA GPU
+#   WORKERS=2              how many processes share the tests of `make test`
 #   ROUNDS=10              how often `make faults` injects each fault
 #   BENCH_OPTIONS=...    for `make bench`: what `benchmarks/run_all.py --help` lists
 #   ACCELERATOR=cpu, nccl  what Horovod is built for; by default install/build_horovod.py decides and says why
@@ -14,6 +15,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 PYTHON ?=
 GPU ?= $(if $(wildcard /dev/nvidia0),1,0)
 ACCELERATOR ?= auto
+WORKERS ?= 2
 ROUNDS ?= 10
 BENCH_OPTIONS ?=
 LOCK := install/requirements$(if $(filter 1,$(GPU)),-gpu).lock
@@ -44,7 +46,7 @@ demo: $(HOROVOD) ## the main job, from raw text to generated text: prepare, trai
 	@install/demo.sh
 
 test: $(HOROVOD) ## run the default test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-processes: $(HOROVOD) ## run the tests that start real processes (horovodrun, workers) and the slow ones
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -m "processes or slow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ def tensorflow() -> Any:
         tensorflow.config.set_logical_device_configuration(cpu, halves)
     assert len(tensorflow.config.list_logical_devices("CPU")) >= 2, "TensorFlow was started before this fixture"
     return tensorflow
+
+
+@pytest.fixture(autouse=True)
+def separate_collectives() -> None:
+    """Lets each test make a mirrored strategy of its own, whichever tests its process has run before.
+
+    On CPUs its collectives are known by numbers that each strategy counts from the same beginning, and that a process
+    remembers together with their shapes. TensorFlow's own tests do the same (distribute/strategy_combinations.py).
+    """
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].distribute.MirroredStrategy._collective_key_base += 100_000
 
 
 @pytest.fixture

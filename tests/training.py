@@ -9,10 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-
-import pytest
 
 from trainer.config import Config
 from trainer.config_io import dump_config
@@ -55,16 +52,6 @@ def write_texts(directory: Path, num_characters: int = 20_000) -> None:
     border = len(lines) * 4 // 5
     (directory / "train.txt").write_text("\n".join(lines[:border]) + "\n")
     (directory / "validation.txt").write_text("\n".join(lines[border:]) + "\n")
-
-
-@pytest.fixture
-def separate_collectives(tensorflow: ModuleType) -> None:
-    """Lets a test make a mirrored strategy of its own.
-
-    On CPUs its collectives are known by numbers that each strategy counts from the same beginning, and that a process
-    remembers together with their shapes. TensorFlow's own tests do the same (distribute/strategy_combinations.py).
-    """
-    tensorflow.distribute.MirroredStrategy._collective_key_base += 100_000
 
 
 def write_config(config: Config, path: Path) -> Path:

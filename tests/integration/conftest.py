@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import separate_collectives, training_config, write_texts
+from tests.training import training_config, write_texts
 from trainer.data.prepare import prepare
-
-__all__ = ["separate_collectives"]
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def single(prepared: Path) -> Runs:
     return paths(configs)
 
 
-@pytest.mark.usefixtures("tensorflow", "separate_collectives")
+@pytest.mark.usefixtures("tensorflow")
 def test_losses_are_the_same_with_one_replica_two_replicas_and_micro_batches(prepared: Path) -> None:
     """In one process, with everything at once that could make them differ: padding, dropout, and accumulation."""
     from trainer.loop import train

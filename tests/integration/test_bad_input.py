@@ -155,7 +155,7 @@ def test_a_micro_batch_that_does_not_divide_the_batch_is_named(folder: Path, com
     assert "micro_batch_size" in complaint(folder, "train", "train.micro_batch_size=3")
 
 
-@pytest.mark.usefixtures("tensorflow", "separate_collectives")
+@pytest.mark.usefixtures("tensorflow")
 def test_a_batch_that_does_not_divide_by_the_replicas_is_named(folder: Path, complaint: Complaint) -> None:
     overrides = ("train.global_batch_size=7", "distribution.backend=mirrored", "distribution.num_replicas=2")
     line = complaint(folder, "train", *overrides)

@@ -81,7 +81,7 @@ def weights_of(config: Config) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("backend", ["single", "mirrored"])
 def test_a_run_begins_from_the_folder_and_needs_it_no_longer(
-    prepared: Path, separate_collectives: None, backend: str, capsys: pytest.CaptureFixture[str]
+    prepared: Path, backend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     distribution = {"backend": backend} | ({"num_replicas": 2} if backend == "mirrored" else {})
     config = pretrained_config(prepared, backend, distribution=distribution)

@@ -11,14 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training import separate_collectives
 from trainer.config import DistributionConfig
 from trainer.distribution import Distribution, any_process, chiefs, connect, gather
 from trainer.errors import BackendError
 
-__all__ = ["separate_collectives"]  # a fixture
-
-pytestmark = pytest.mark.usefixtures("tensorflow", "separate_collectives", "no_launcher")
+pytestmark = pytest.mark.usefixtures("tensorflow", "no_launcher")
 
 BACKENDS: Mapping[str, Mapping[str, Any]] = {
     "single": {"backend": "single"},

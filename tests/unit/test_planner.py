@@ -85,7 +85,8 @@ def test_what_is_recommended_is_what_check_estimates_when_it_is_given() -> None:
 def test_recomputed_blocks_keep_their_inputs_and_one_layers_activations() -> None:
     made = plan(Request("h100", 1, 8))
     blocks = next(each for each in made.choices if each.recompute == "blocks" and each.batch.rows_per_micro_batch == 1)
-    a_layer = 4 * 768 + 3 * 768 + 12 * 1024 + 768 + 2 * 4 * 768
+    keys = (256 + 512 + 768 + 1024) // 4  # that a query is held against, on average over its blocks
+    a_layer = 4 * 768 + 3 * 768 + 12 * keys + 768 + 2 * 4 * 768
     kept = (12 + 2) * 768
     assert blocks.memory.activations == 1024 * (2 * (kept + a_layer) + 8 * 50_257)
 

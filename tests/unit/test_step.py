@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training import separate_collectives
 from tests.unit.toy_training import NUM_STEPS, TWO_REPLICAS, VOCABULARY_SIZE, Training, batches_SGT, config, dataset, train
 from trainer.config import Config, plan_batches
 from trainer.distribution import connect
@@ -22,9 +21,7 @@ from trainer.step import Compiler, choose_compiler, compile_evaluation
 from trainer.tasks.language_modeling import LanguageModeling
 from trainer.training_state import create_state
 
-pytestmark = pytest.mark.usefixtures("tensorflow", "separate_collectives")
-
-__all__ = ["separate_collectives"]  # a fixture
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training import separate_collectives
 from tests.unit.toy_training import TWO_REPLICAS, VOCABULARY_SIZE, Training, config, dataset, train
 from trainer import resume
 from trainer.checkpoint import read_checkpoint, write_checkpoint
@@ -24,9 +23,7 @@ from trainer.step import compile_training
 from trainer.tasks.language_modeling import LanguageModeling
 from trainer.training_state import TrainingState, create_state
 
-pytestmark = pytest.mark.usefixtures("tensorflow", "separate_collectives")
-
-__all__ = ["separate_collectives"]  # a fixture
+pytestmark = pytest.mark.usefixtures("tensorflow")
 
 KINDS = ("adamw", "adam", "lamb", "adafactor", "lion", "muon")
 # Lion moves every number by the whole learning rate.
