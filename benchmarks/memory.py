@@ -289,6 +289,7 @@ def _gradient_difference(contestant: Contestant, precision: str) -> float:
 
     from trainer.config import Config
     from trainer.models.blocks import DropoutKey
+    from trainer.models.elementwise import compiled_apart
     from trainer.sizes import Sizes
     from trainer.step import choose_compiler
     from trainer.tasks.choice import choose_task
@@ -298,10 +299,11 @@ def _gradient_difference(contestant: Contestant, precision: str) -> float:
     for each in (contestant, replace(contestant, chunk=None)):
         config = Config.model_validate(_sections(shape, each, precision))
         task, weights = choose_task(config), create_state(config, Sizes(shape.vocabulary)).weights
+        compiler, _ = choose_compiler(config)
 
-        @tf.function(jit_compile=choose_compiler(config)[0], autograph=False)
-        def differentiate(values: Any, features: Any, task: Any = task) -> Any:
-            with tf.GradientTape() as tape:
+        @tf.function(jit_compile=compiler == "xla", autograph=False)
+        def differentiate(values: Any, features: Any, task: Any = task, compiler: str = compiler) -> Any:
+            with compiled_apart(compiler == "elementwise"), tf.GradientTape() as tape:
                 tape.watch(values)
                 key = DropoutKey(tf.constant([0, 0], tf.int64), tf.constant(0, tf.int64))
                 computed = {name: tf.cast(value, precision) for name, value in values.items()}

@@ -78,6 +78,14 @@ def test_a_float16_wire_halves_the_bytes_and_costs_two_casts() -> None:
     assert narrow == pytest.approx(wide / 2 + 12e-3)
 
 
+def test_a_sharded_optimizer_updates_its_share_and_gathers_the_weights_in_float32() -> None:
+    shared = replace(WORK, kept_bytes=WORK.kept_bytes // 16, wire_bytes=2, num_shares=16)
+    found = step_time(shared, CLUSTER)
+    # Of 32 bytes a number a 16th, and 8 of each to gather; half a reduction of 2 GB and half of one of 4, and the casts.
+    assert found.update == pytest.approx(0.032 / 16 + 0.008)
+    assert found.reduction == pytest.approx(0.75 * (0.07 + 0.4) + 0.012)
+
+
 def test_efficiency_falls_with_slower_networks_and_never_exceeds_one() -> None:
     efficiencies = [step_time(WORK, replace(CLUSTER, bandwidth=rate)).efficiency for rate in (1e12, 1e11, 1e10, 1e9)]
     assert efficiencies == sorted(efficiencies, reverse=True)

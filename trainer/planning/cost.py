@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # An update in float32 reads the gradient for its norm, then reads gradient and weight and writes the weight.
 UPDATE_BYTES = 4 + 2 * 4 + 4
+# Where the optimizer is sharded all pieces of the weights are read, and written into them.
+GATHERED_BYTES = 2 * 4
 # A further micro-batch's gradients: the sum is read and written, they are read.
 ACCUMULATION_BYTES = 3 * 4
 
@@ -48,6 +50,7 @@ class Work:
     num_weights, num_trained: of all weights, and of those that have gradients
     kept_bytes:        of what an update reads and writes beside the weights: the optimizer's moments, the weights' average
     compute_bytes, wire_bytes: of a number in the computation and on the wire
+    num_shares:        into how many the optimizer's state is cut, a device each; 1 where each has it whole
     """
 
     flops: float
@@ -57,6 +60,7 @@ class Work:
     kept_bytes: int
     compute_bytes: int
     wire_bytes: int
+    num_shares: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ def step_time(work: Work, cluster: Cluster) -> StepTime:
     casts = 4 + work.compute_bytes if work.compute_bytes < 4 else 0
     accumulated = work.num_micro_batches * casts * work.num_weights
     accumulated += (work.num_micro_batches - 1) * ACCUMULATION_BYTES * work.num_trained
-    updated = UPDATE_BYTES * work.num_trained + 2 * work.kept_bytes
+    updated = UPDATE_BYTES * work.num_trained / work.num_shares + 2 * work.kept_bytes
+    if work.num_shares > 1:
+        updated += GATHERED_BYTES * work.num_trained
     return StepTime(
         compute=work.flops / (cluster.peak * cluster.utilization),
         accumulation=accumulated / cluster.memory_bandwidth,
@@ -96,7 +102,11 @@ def _reduction(work: Work, cluster: Cluster) -> float:
     if cluster.num_devices == 1:
         return 0.0
     casts = 2 * (4 + work.wire_bytes) * work.num_trained if work.wire_bytes < 4 else 0
-    return all_reduce(work.wire_bytes * work.num_trained, cluster) + casts / cluster.memory_bandwidth
+    wire = all_reduce(work.wire_bytes * work.num_trained, cluster)
+    if work.num_shares > 1:
+        # Gradients are scattered as they are on the wire, weights gathered in float32: half of an all-reduce each.
+        wire = (wire + all_reduce(4 * work.num_trained, cluster)) / 2
+    return wire + casts / cluster.memory_bandwidth
 
 
 def all_reduce(num_bytes: float, cluster: Cluster) -> float:

@@ -84,4 +84,5 @@ def _work(config: Config, batch: BatchPlan, sizes: Sizes, weights: dict[str, Par
         kept_bytes=kept_bytes,
         compute_bytes=PRECISION_BYTES[config.train.precision],
         wire_bytes=PRECISION_BYTES[config.distribution.wire_precision],
+        num_shares=batch.num_replicas if config.train.shard_optimizer else 1,
     )
