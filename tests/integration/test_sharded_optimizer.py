@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.training import (
     BIN,
     checked,
+    json_lines,
     largest_difference,
     run_command,
     run_path,
@@ -66,3 +68,39 @@ def test_a_sharded_optimizer_has_the_losses_of_a_whole_one_and_goes_on_with_any_
     )
     shapes = [{name: array.shape for name, array in each.optimizer.items()} for each in (whole, sharded)]
     assert shapes[0] == shapes[1]
+
+
+# What else changes how weights are updated: sections, and how far losses may differ for rounding alone.
+OTHERS: dict[str, tuple[dict[str, Any], float]] = {
+    "slower, frozen and averaged weights": (
+        {
+            "optimizer": {"layer_decay": 0.8, "freeze": ["position_embedding"]},
+            "train": {"average_decay": 0.9, "micro_batch_size": 4},
+        },
+        1e-6,
+    ),
+    # A scale at which the first updates overflow, and are skipped.
+    "float16": ({"train": {"precision": "float16", "initial_loss_scale": 2.0**40}}, 1e-4),
+}
+
+
+@pytest.mark.processes
+def test_it_has_the_losses_of_a_whole_one_whatever_else_is_asked_of_an_update(prepared: Path, tmp_path: Path) -> None:
+    def config(name: str, sharded: bool) -> Config:
+        sections = {section: dict(values) for section, values in OTHERS[name][0].items()}
+        # The keys' biases have no gradient but rounding, of which Adam makes steps of full size.
+        sections["model"] = {"biases": False}
+        return config_of(prepared, f"{name.split(',')[0]}-{sharded}", steps=20, sharded=sharded, **sections)
+
+    configs = {(name, sharded): config(name, sharded) for name in OTHERS for sharded in (False, True)}
+    on_two_ranks([write_config(each, tmp_path / f"{each.run.name}.yaml") for each in configs.values()])
+
+    for name, (_, tolerance) in OTHERS.items():
+        whole, sharded = (run_path(configs[name, each]) for each in (False, True))
+        assert largest_difference(train_losses(sharded), train_losses(whole)) < tolerance, name
+        found, expected = (read_checkpoint(newest_good(run / "checkpoints")) for run in (sharded, whole))  # type: ignore[arg-type]
+        assert found.optimizer.keys() == expected.optimizer.keys()  # moments, and averages where there are any
+        for each, array in expected.optimizer.items():
+            assert np.linalg.norm(found.optimizer[each] - array) <= 100 * tolerance * np.linalg.norm(array), each
+    lines = json_lines(run_path(configs["float16", True]) / "metrics.jsonl")
+    assert [line["loss_scale"] for line in lines if line["split"] == "train"][-1] < 2.0**30
