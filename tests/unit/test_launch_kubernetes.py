@@ -169,7 +169,7 @@ def test_a_stop_is_given_the_seconds_asked_for(kind: str, capsys: Capsys) -> Non
 
 
 def test_a_stop_is_given_what_saves_took_where_the_run_was_trained_before(tmp_path: Path, capsys: Capsys) -> None:
-    usual = workload_pods(capsys, "job")[0]["terminationGracePeriodSeconds"]
+    usual = workload_pods(capsys, "job", "run.name=never-trained")[0]["terminationGracePeriodSeconds"]
     for step, seconds in ((100, 61.5), (200, 48.0)):
         folder = tmp_path / f"demo/checkpoints/step-{step:08d}"
         folder.mkdir(parents=True)
