@@ -144,15 +144,13 @@ def _masked_softmax_gradients(
     return [_masked_softmax_gradient(each, upstream, scale) for each, upstream in zip(probabilities, upstreams, strict=True)]
 
 
-_compiled_masked_softmaxes, _compiled_masked_softmax_gradients = (
-    _compiled(_masked_softmaxes),
-    _compiled(_masked_softmax_gradients),
-)
+_compiled_masked_softmaxes = _compiled(_masked_softmaxes)
+_compiled_masked_softmax_gradients = _compiled(_masked_softmax_gradients)
 
 
 def masked_softmaxes_with_gradients() -> tuple[Callable[..., list[tf.Tensor]], Callable[..., list[tf.Tensor]]]:
     """`masked_softmax` of several (scores, masks, scale), and their gradients by the scores (probabilities, upstreams, scale),
-    for who computes with the two himself. XLA compiles all at once, since each compilation takes a tenth of a second."""
+    for a custom gradient to call. XLA compiles all at once, since each compilation takes a tenth of a second."""
     if is_apart():
         return _compiled_masked_softmaxes, _compiled_masked_softmax_gradients
     return _masked_softmaxes, _masked_softmax_gradients
