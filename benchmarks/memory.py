@@ -54,7 +54,7 @@ class Contestant:
     """A training, by its shape and by what it does to save memory."""
 
     shape: str
-    chunk: int | str | None = None
+    chunk: int | str | None = "auto"
     recompute: str = "none"
     has_logits: bool = True
 
@@ -117,10 +117,10 @@ def parts(*, small: bool) -> dict[str, Part]:
     wide = "2,32,2,32,2,509" if small else "6,384,6,512,12,50257"
     deep = "3,32,2,64,2,101" if small else "12,384,6,1024,4,8192"
     loss = {
-        "all logits": Contestant(wide),
+        "all logits": Contestant(wide, chunk=None),
         "chunks": Contestant(wide, chunk=16 if small else "auto"),
-        "all logits again": Contestant(wide),
-        "no logits": Contestant(wide, has_logits=False),
+        "all logits again": Contestant(wide, chunk=None),
+        "no logits": Contestant(wide, chunk=None, has_logits=False),
     }
     recompute = {
         "none": Contestant(deep),
@@ -253,6 +253,7 @@ def _training(contestant: Contestant, precision: str) -> Callable[[int], object]
 
     from trainer.config import Config, plan_batches
     from trainer.distribution import connect
+    from trainer.heap import compiled_by_first_call
     from trainer.position import GraphPosition
     from trainer.sizes import Sizes
     from trainer.step import choose_compiler, compile_training
@@ -264,7 +265,9 @@ def _training(contestant: Contestant, precision: str) -> Callable[[int], object]
     config = Config.model_validate(_sections(shape, contestant, precision))
     distribution = connect(config.distribution)
     plan, state = plan_batches(config.train, distribution.num_replicas), create_state(config, Sizes(shape.vocabulary))
-    train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
+    compiler, _ = choose_compiler(config)
+    train_steps = compile_training(config, state, distribution, plan, compiler, GraphPosition())
+    train_steps = compiled_by_first_call(train_steps)  # as `train` does
     tokens = _tokens(shape)[None]
     element = {
         "inputs": tokens[..., :-1],
@@ -346,7 +349,7 @@ def _leave_out_the_logits() -> None:
 
     from trainer.tasks import language_modeling
 
-    def squares(train: Any, output: Any, targets: Any, *others: Any) -> tuple[Any, Any]:
+    def squares(config: Any, output: Any, targets: Any, *others: Any) -> tuple[Any, Any]:
         parts = (tf.reduce_sum(tf.square(tf.cast(each, tf.float32))) for each in (output.vectors_BTD, output.table_VD[:1]))
         return tf.add_n(list(parts)), tf.reduce_sum(tf.cast(targets >= 0, tf.float32))
 

@@ -87,7 +87,7 @@ def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Paramete
     if config.task not in ("classification", "question_answering"):
         scored = rows * (config.target_length if config.model.family in ENCODER_DECODERS else config.data.sequence_length)
         num_tokens = max(vocabulary_size, config.model.vocabulary_size or 0)
-        activations += 4 * 2 * num_tokens * (config.train.loss_chunk(scored, num_tokens) or scored)
+        activations += 4 * 2 * num_tokens * (config.loss_chunk(scored, num_tokens) or scored)
     return Memory(
         weights=4 * elements,
         gradients=4 * trained * (2 if plan.num_micro_batches > 1 else 1),

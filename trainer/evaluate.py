@@ -20,6 +20,7 @@ from trainer.data.pipeline import evaluation_batches
 from trainer.data.windows import Samples
 from trainer.distribution import Distribution, connect, gather
 from trainer.errors import DataError, UserError
+from trainer.heap import compiled_by_first_call
 from trainer.run_directory import open_run
 from trainer.step import Compiler, choose_compiler, compile_evaluation
 from trainer.tasks.choice import choose_task
@@ -63,7 +64,7 @@ class Evaluation:
         self._every = config.evaluation.every if samples else None
         self._last_step = config.train.steps
         self._distribution = distribution
-        self._evaluate = compile_evaluation(config, weights, distribution, plan, compiler)
+        self._evaluate = compiled_by_first_call(compile_evaluation(config, weights, distribution, plan, compiler))
         self._task, self._samples = choose_task(config), samples
         self._has_perplexity = "perplexity" in METRICS[config.task]
         self._counted = "num_tokens" if self._has_perplexity else "num_samples"

@@ -18,6 +18,7 @@ from trainer.distribution import Distribution, any_process, chiefs, connect, gat
 from trainer.divergence import Divergence, DivergenceGuard
 from trainer.errors import Diverged, Stopped
 from trainer.evaluate import Evaluation
+from trainer.heap import compiled_by_first_call
 from trainer.monitor.monitor import Monitor
 from trainer.monitor.watchdog import Watchdog
 from trainer.pace import Pace
@@ -65,7 +66,7 @@ def train(
         compiler, reason = choose_compiler(config)
         position = GraphPosition()
         watchdog.position = position.read
-        train_steps = compile_training(config, state, distribution, plan, compiler, position)
+        train_steps = compiled_by_first_call(compile_training(config, state, distribution, plan, compiler, position))
         evaluation = Evaluation(config, state.evaluated, distribution, plan, corpus.validation, compiler)
         owes_evaluation = evaluation.is_due(progress.step) and _lacks_validation(run, distribution, progress.step)
         step, num_steps = progress.step, config.train.steps

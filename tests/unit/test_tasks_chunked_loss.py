@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tests.unit.task_examples import example_config
 from tests.unit.test_tasks_packing import TOKENIZER, example_arrays, example_weights
-from trainer.config import TrainConfig
+from trainer.config import Config
 from trainer.models.blocks import DropoutKey, TokenOutput
 from trainer.tasks import chunked_loss
 from trainer.tasks.choice import choose_task
@@ -129,7 +129,7 @@ def test_an_evaluation_in_chunks_finds_what_one_of_all_logits_finds(xla: bool) -
 
     @tf.function(jit_compile=xla, autograph=False)
     def compute(targets: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        (loss_sum, count), likeliest = evaluate_output(train(loss_chunk_tokens=7), output, targets)
+        (loss_sum, count), likeliest = evaluate_output(language_modeling(7), output, targets)
         return loss_sum, count, likeliest
 
     loss_sum, count, likeliest = (value.numpy() for value in compute(tf.constant(arrays["targets"])))
@@ -140,17 +140,25 @@ def test_an_evaluation_in_chunks_finds_what_one_of_all_logits_finds(xla: bool) -
     np.testing.assert_array_equal(likeliest[is_counted], scores.argmax(-1)[is_counted])
 
 
-def train(**changes: Any) -> TrainConfig:
-    return TrainConfig(steps=1, global_batch_size=1, **changes)
+def language_modeling(chunk: int | str | None, recompute: str = "none") -> Config:
+    config = example_config("language_modeling", "gpt", train={"loss_chunk_tokens": chunk})
+    return config.model_copy(update={"model": config.model.model_copy(update={"recompute": recompute})})
 
 
 def test_chunks_are_made_where_all_scores_would_take_much() -> None:
-    assert train().loss_chunk(4_096, 50_257) is None  # 0.8 GiB
-    assert train().loss_chunk(8_192, 50_257) == 2**28 // (4 * 50_257)
-    assert train().loss_chunk(8_192, 250_000) == 1_024
-    assert train(loss_chunk_tokens=None).loss_chunk(10**9, 10**6) is None
-    assert train(loss_chunk_tokens=100).loss_chunk(101, 10) == 100
-    assert train(loss_chunk_tokens=100).loss_chunk(100, 10) is None
+    assert language_modeling("auto").loss_chunk(4_096, 50_257) is None  # 0.8 GiB
+    assert language_modeling("auto").loss_chunk(8_192, 50_257) == 2**28 // (4 * 50_257)
+    assert language_modeling("auto").loss_chunk(8_192, 250_000) == 1_024
+    assert language_modeling(None).loss_chunk(10**9, 10**6) is None
+    assert language_modeling(100).loss_chunk(101, 10) == 100
+    assert language_modeling(100).loss_chunk(100, 10) is None
+
+
+def test_chunks_are_smaller_where_blocks_are_recomputed() -> None:
+    assert language_modeling("auto", "blocks").loss_chunk(2_048, 8_192) is None  # 64 MiB
+    assert language_modeling("auto", "blocks").loss_chunk(4_096, 8_192) == 1_024
+    assert language_modeling("auto", "blocks").loss_chunk(8_192, 2_500) == 2**25 // (4 * 2_500)
+    assert language_modeling(None, "blocks").loss_chunk(10**9, 10**6) is None
 
 
 def largest_tensor(chunk: int | None, xla: bool) -> int:
@@ -160,7 +168,7 @@ def largest_tensor(chunk: int | None, xla: bool) -> int:
     def compute(vectors: tf.Tensor, table: tf.Tensor, targets: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch([vectors, table])
-            loss, _ = output_loss_sums(train(loss_chunk_tokens=chunk), TokenOutput(vectors, table), targets, 0.1)
+            loss, _ = output_loss_sums(language_modeling(chunk), TokenOutput(vectors, table), targets, 0.1)
         return tape.gradient(loss, [vectors, table])
 
     arrays = example()

@@ -34,9 +34,6 @@ _FOREIGN_KEYS: dict[OptimizerKind, tuple[str, ...]] = {
     "muon": (),
 }
 
-# Of `loss_chunk_tokens: auto`.
-_ALL_SCORES_BYTES, _CHUNK_BYTES, _LEAST_CHUNK = 2**30, 2**28, 1024
-
 
 class OptimizerConfig(Section):
     """How gradients become updates; decay touches matrices only, never biases, norms or gains.
@@ -123,8 +120,9 @@ class TrainConfig(Section):
     times the weight after the update. It is what is evaluated, predicted with and exported; training goes on with its own.
 
     `loss_chunk_tokens` is for how many positions the scores over the vocabulary are there at once, at most; null: for all of
-    a micro-batch. `auto` is all of them while the scores take at most 1 GiB, and what takes 256 MiB beyond, but never fewer
-    than 1,024 positions: with each chunk the gradient of the whole table is read and written once more.
+    a micro-batch. `auto` is all of them while the scores take at most 1 GiB, and what takes 256 MiB beyond; with
+    `model.recompute: blocks`, which is for want of memory, 64 MiB and 32. It is never fewer than 1,024 positions: with each
+    chunk the gradient of the whole table is read and written once more.
 
     With `shard_optimizer` each of N Horovod ranks keeps 1/N of the optimizer's state (ZeRO stage 1; Rajbhandari et al. 2020,
     arXiv:1910.02054). It is for optimizers that treat each number alone. Checkpoints do not depend on it.
@@ -144,19 +142,6 @@ class TrainConfig(Section):
     average_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     loss_chunk_tokens: Count | Literal["auto"] | None = "auto"
     shard_optimizer: bool = False
-
-    def loss_chunk(self, num_positions: int, vocabulary_size: int) -> int | None:
-        """Of how many positions at once the loss is computed; None where it is all of them."""
-        position_bytes = 4 * vocabulary_size  # scores are float32
-        match self.loss_chunk_tokens:
-            case None:
-                chunk = num_positions
-            case "auto":
-                is_small = num_positions * position_bytes <= _ALL_SCORES_BYTES
-                chunk = num_positions if is_small else max(_LEAST_CHUNK, _CHUNK_BYTES // position_bytes)
-            case number:
-                chunk = number
-        return chunk if chunk < num_positions else None
 
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> TrainConfig:

@@ -26,6 +26,10 @@ Packing = Literal["stream", "best_fit", "none"]
 
 _LANGUAGE_MODELING = ("language_modeling", "masked_language_modeling")
 _TEXT_TO_TEXT = ("translation", "summarization")
+# Of `train.loss_chunk_tokens: auto`, by `model.recompute`: the bytes up to which all scores are there at once, and those of
+# the scores of a chunk.
+_AUTO_CHUNKS = {"none": (2**30, 2**28), "blocks": (2**26, 2**25)}
+_LEAST_AUTO_CHUNK = 1024  # positions
 _UNSCORED = ("classification", "question_answering")  # tasks that ask for no scores over the vocabulary
 
 
@@ -64,6 +68,20 @@ class Config(Section):
     def text_fields(self) -> tuple[str, str]:
         """The fields that hold what is read and what is to be written, in tasks from text to text."""
         return ("source", "target") if self.task == "translation" else ("document", "summary")
+
+    def loss_chunk(self, num_positions: int, vocabulary_size: int) -> int | None:
+        """Of how many positions at once the loss over the vocabulary is computed; None where it is all of them."""
+        position_bytes = 4 * vocabulary_size  # scores are float32
+        match self.train.loss_chunk_tokens:
+            case None:
+                chunk = num_positions
+            case "auto":
+                all_bytes, chunk_bytes = _AUTO_CHUNKS[self.model.recompute]
+                is_small = num_positions * position_bytes <= all_bytes
+                chunk = num_positions if is_small else max(_LEAST_AUTO_CHUNK, chunk_bytes // position_bytes)
+            case number:
+                chunk = number
+        return chunk if chunk < num_positions else None
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Config:

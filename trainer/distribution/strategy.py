@@ -60,17 +60,17 @@ class StrategyDistribution:
         raise AssertionError("the configuration demands horovod where the optimizer is sharded")
 
     def update(self, function: Callable[..., None], arguments: Sequence[tuple[Any, ...]], only_if: tf.Tensor) -> None:
-        def change(variable: tf.Variable, wanted: tf.Tensor, *others: Any) -> None:
+        def change_all(_: tf.Variable, wanted: tf.Tensor, arguments: Sequence[tuple[Any, ...]]) -> None:
             def apply() -> tf.Tensor:
-                function(variable, *others)
+                for each in arguments:
+                    function(*each)
                 return tf.constant(True)
 
             tf.cond(wanted, apply, lambda: tf.constant(False))
 
         def on_every_device(strategy: tf.distribute.Strategy, wanted: tf.Tensor, arguments: Sequence[tuple[Any, ...]]) -> None:
-            # A condition around all of them is not allowed here: variables are reached one device at a time.
-            for variable, *others in arguments:
-                strategy.extended.update(variable, change, args=(wanted, *others), group=False)
+            # Of all that is distributed, variables and values alike, the function gets what is on the first variable's device.
+            strategy.extended.update(arguments[0][0], change_all, args=(wanted, arguments), group=False)
 
         tf.distribute.get_replica_context().merge_call(on_every_device, args=(only_if, list(arguments)))
 

@@ -31,13 +31,13 @@ class LanguageModeling:
     ) -> Sums:
         smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
         output = self._output(weights, features, dropout_key)
-        return output_loss_sums(self.config.train, output, features["targets"], smoothing, loss_scale)
+        return output_loss_sums(self.config, output, features["targets"], smoothing, loss_scale)
 
     def num_tokens(self, features: Features) -> tf.Tensor:
         return tf.reduce_sum(tf.cast(features["targets"] >= 0, tf.float32))
 
     def evaluate(self, weights: Weights, features: Features) -> tuple[Sums, Outputs]:
-        sums, _ = evaluate_output(self.config.train, self._output(weights, features, None), features["targets"])
+        sums, _ = evaluate_output(self.config, self._output(weights, features, None), features["targets"])
         return sums, {}
 
     def metrics(

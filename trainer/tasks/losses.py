@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from trainer.config import TrainConfig
+from trainer.config import Config
 from trainer.models.blocks import TokenOutput, flat_scores, token_scores
 from trainer.models.elementwise import cross_entropy
 from trainer.tasks import chunked_loss
@@ -29,7 +29,7 @@ def token_loss_sums(logits: tf.Tensor, targets: tf.Tensor, smoothing: float = 0.
 
 
 def output_loss_sums(
-    train: TrainConfig,
+    config: Config,
     output: TokenOutput,
     targets: tf.Tensor,
     smoothing: float = 0.0,
@@ -39,17 +39,17 @@ def output_loss_sums(
 
     `loss_scale` as of `tasks.task.Task`.
     """
-    chunk = _chunk(train, output, targets)
+    chunk = _chunk(config, output, targets)
     if chunk is None:
         return token_loss_sums(flat_scores(output), targets, smoothing)
     loss_sum = chunked_loss.loss_sum(output, targets, chunk, smoothing, loss_scale)
     return loss_sum, _num_counted(targets)
 
 
-def evaluate_output(train: TrainConfig, output: TokenOutput, targets: tf.Tensor) -> tuple[Sums, tf.Tensor]:
+def evaluate_output(config: Config, output: TokenOutput, targets: tf.Tensor) -> tuple[Sums, tf.Tensor]:
     """The sums without smoothing, and the likeliest token of each position, int32 like `targets`; it says nothing where a
     target does not count."""
-    chunk = _chunk(train, output, targets)
+    chunk = _chunk(config, output, targets)
     if chunk is None:
         logits = token_scores(output)
         return token_loss_sums(logits, targets), tf.argmax(logits, -1, output_type=tf.int32)
@@ -76,10 +76,10 @@ def share_right(outputs: Mapping[str, np.ndarray]) -> float:
     return float(outputs["right"].sum() / max(1, outputs["all"].sum()))
 
 
-def _chunk(train: TrainConfig, output: TokenOutput, targets: tf.Tensor) -> int | None:
+def _chunk(config: Config, output: TokenOutput, targets: tf.Tensor) -> int | None:
     num_positions = targets.shape.num_elements()
     assert num_positions is not None, "batches have shapes that are known when the graph is built"
-    return train.loss_chunk(num_positions, output.table_VD.shape[0])
+    return config.loss_chunk(num_positions, output.table_VD.shape[0])
 
 
 def _num_counted(targets: tf.Tensor) -> tf.Tensor:

@@ -36,7 +36,7 @@ class MaskedLanguageModeling:
     ) -> Sums:
         smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
         output, targets_BN = self._output(weights, features, dropout_key)
-        return output_loss_sums(self.config.train, output, targets_BN, smoothing, loss_scale)
+        return output_loss_sums(self.config, output, targets_BN, smoothing, loss_scale)
 
     def num_tokens(self, features: Features) -> tf.Tensor:
         return tf.reduce_sum(tf.cast(features["segments"] > 0, tf.float32))
@@ -44,7 +44,7 @@ class MaskedLanguageModeling:
     def evaluate(self, weights: Weights, features: Features) -> tuple[Sums, Outputs]:
         """Outputs: how many tokens of a row were guessed, and of how many, `right` and `all` int32 [B]."""
         output, targets_BN = self._output(weights, features, None)
-        sums, likeliest_BN = evaluate_output(self.config.train, output, targets_BN)
+        sums, likeliest_BN = evaluate_output(self.config, output, targets_BN)
         return sums, num_right(likeliest_BN, targets_BN)
 
     def metrics(

@@ -36,7 +36,7 @@ class TextToText:
     ) -> Sums:
         smoothing = self.config.train.label_smoothing if dropout_key is not None else 0.0
         output = self._output(weights, features, dropout_key)
-        return output_loss_sums(self.config.train, output, features["targets"], smoothing, loss_scale)
+        return output_loss_sums(self.config, output, features["targets"], smoothing, loss_scale)
 
     def num_tokens(self, features: Features) -> tf.Tensor:
         names = [name for name in ("segments", "source_segments", "target_segments") if name in features]
@@ -45,7 +45,7 @@ class TextToText:
     def evaluate(self, weights: Weights, features: Features) -> tuple[Sums, Outputs]:
         """Outputs: of a row's targets, how many are the likeliest, and how many there are, `right` and `all` int32 [B]."""
         output, targets_BT = self._output(weights, features, None), features["targets"]
-        sums, likeliest_BT = evaluate_output(self.config.train, output, targets_BT)
+        sums, likeliest_BT = evaluate_output(self.config, output, targets_BT)
         return sums, num_right(likeliest_BT, targets_BT)
 
     def metrics(
