@@ -31,7 +31,7 @@ HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
 
 PARITY := $(VENV)/.parity
 
-.PHONY: help setup horovod parity demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check lock bench test-benchmarks clean
+.PHONY: help setup horovod parity demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check audit lock bench test-benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ check: $(SET_UP) ## run ruff, ruff format and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+audit: $(SET_UP) ## look for licences that are not permissive and known vulnerabilities in what the lock files name
+	$(BIN)/python -m install.audit
 
 bench: $(HOROVOD) $(PARITY) ## measure all that has a bar, for hours, and write benchmarks/RESULTS.md; BENCH_OPTIONS="--only 1,4 --merge"
 	PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/run_all.py $(BENCH_OPTIONS)

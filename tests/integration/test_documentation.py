@@ -58,6 +58,7 @@ SET_UP_TARGETS = {"setup": "$(SET_UP)", "horovod": "$(HOROVOD)"}
 # Targets that nothing runs by itself, and why.
 TARGETS_FOR_PEOPLE = {
     "bench": "measures, for hours, and its figures mean something on a quiet machine alone",
+    "audit": "asks the package index, which need not be in reach, and knows more from day to day",
     "test-benchmarks": "starts forty trainings for a quarter of an hour",
     "faults": "injects faults for minutes to hours; its quick part is in `make test`",
     "rehearse-slurm": "needs Slurm's daemons, which hardly any machine has",
