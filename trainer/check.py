@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ENCODER_DECODERS, BatchPlan, Config, ModelConfig, plan_batches
+from trainer.config import ENCODER_DECODERS, BatchPlan, Config, FoldsConfig, ModelConfig, plan_batches
 from trainer.data.manifest import MANIFEST_NAME, Split, StoreManifest, read_manifest_of
 from trainer.models.parameters import Parameter, query_blocks
 from trainer.optimizers.slots import num_slot_elements
@@ -219,16 +219,19 @@ def tokens_of_row(config: Config) -> int:
 def _describe_data(config: Config, manifest: StoreManifest | None) -> list[tuple[str, str]]:
     if manifest is None:
         return [("data", f"{config.data.store} is not prepared yet: epochs are known after `drumline prepare`")]
-    counts = (
-        f"{_count(config, manifest, 'train')} to train on",
-        f"{_count(config, manifest, 'validation')} to validate",
-    )
+    folds = config.data.folds
+    validated = f"{_count(config, manifest, 'validation')} to validate" if folds is None else _describe_fold(folds)
+    counts = f"{_count(config, manifest, 'train')} to train on", validated
     lines = [("data", f"{config.data.store}: {', '.join(counts)}")]
     packed = [dataset.rows for dataset in manifest.train if dataset.rows is not None]
     if packed:
         share = sum(rows.num_real_tokens for rows in packed) / max(1, sum(rows.num_places for rows in packed))
         lines.append(("packing", f"{sum(rows.num_rows for rows in packed):,} sequences, of whose tokens {share:.1%} are real"))
     return [*lines, ("epochs", _describe_epochs(config, manifest))]
+
+
+def _describe_fold(folds: FoldsConfig) -> str:
+    return f"but for fold {folds.held_out} of {folds.number}, counted from 0, which is evaluated"
 
 
 def _count(config: Config, manifest: StoreManifest, split: Split) -> str:
@@ -248,7 +251,13 @@ def _describe_epochs(config: Config, manifest: StoreManifest) -> str:
 
 
 def _num_samples(config: Config, manifest: StoreManifest) -> int | None:
-    """How many sequences the training data are; None where that depends on how long each text is."""
+    """How many sequences the run is trained on, of folds about; None where that depends on how long each text is."""
+    num_all = _num_samples_of_store(config, manifest)
+    folds = config.data.folds
+    return num_all if num_all is None or folds is None else num_all * (folds.number - 1) // folds.number
+
+
+def _num_samples_of_store(config: Config, manifest: StoreManifest) -> int | None:
     match config.packing:
         case "stream":
             return manifest.num_samples("train", config.data.sequence_length)

@@ -15,9 +15,8 @@ import tensorflow as tf
 
 from trainer.checkpoint import choose_checkpoint, read_state, read_weights
 from trainer.config import METRICS, METRICS_OF_TEXTS, BatchPlan, Config, DistributionConfig, GenerationConfig, plan_batches
-from trainer.data.corpus import open_corpus
+from trainer.data.corpus import ValidationSet, open_corpus
 from trainer.data.pipeline import evaluation_batches
-from trainer.data.windows import Samples
 from trainer.distribution import Distribution, connect, gather
 from trainer.errors import DataError, UserError
 from trainer.heap import compiled_by_first_call
@@ -56,11 +55,12 @@ class Evaluation:
         weights: Mapping[str, tf.Variable],
         distribution: Distribution,
         plan: BatchPlan,
-        samples: Sequence[Samples],
+        validation: ValidationSet,
         compiler: Compiler,
         generation: GenerationConfig | None = None,
     ) -> None:
         """`generation` says how the texts of `evaluation.generate` are written; None for greedily."""
+        samples = validation.samples
         self._every = config.evaluation.every if samples else None
         self._last_step = config.train.steps
         self._distribution = distribution
@@ -76,8 +76,9 @@ class Evaluation:
             if config.evaluation.generate:
                 written = (generation or GenerationConfig()).model_copy(update={"batch_size": plan.rows_per_micro_batch})
                 self._texts = TextEvaluation(config, weights, distribution, written)
-            batches = config.evaluation.batches
-            self._batches, self.num_batches = evaluation_batches(samples, plan, batches, distribution.replicas, ORDER_SEED)
+            self._batches, self.num_batches = evaluation_batches(
+                samples, plan, config.evaluation.batches, distribution.replicas, ORDER_SEED, validation.chosen
+            )
 
     def is_due(self, step: int) -> bool:
         return self._every is not None and step > 0 and (step % self._every == 0 or step == self._last_step)
@@ -169,11 +170,12 @@ def evaluate_run(
     """
     run, config = open_run(path)
     chosen = choose_checkpoint(run.checkpoints, checkpoint, config.checkpoint.best_metric)
-    if not config.data.validation:
+    if not config.data.validation and config.data.folds is None:
         raise DataError(f"{run.config}: data.validation is empty; there is nothing to evaluate on")
-    has_texts = not set(METRICS[config.task]).isdisjoint(METRICS_OF_TEXTS)
+    has_texts = not set(METRICS[config.task]).isdisjoint(METRICS_OF_TEXTS) and config.data.folds is None
     if not has_texts and (num_texts is not None or generation is not None):
-        raise UserError(f"--generate, --num-beams: {config.task} has no metric of texts; leave them out")
+        what = config.task if config.data.folds is None else "a fold that is held out"
+        raise UserError(f"--generate, --num-beams: {what} has no metric of texts; leave them out")
     progress, identity = read_state(chosen)
     corpus = open_corpus(config, expected_fingerprint=identity["data.tokenizer"])
     amount = (sys.maxsize if num_texts is None else num_texts) if has_texts else 0

@@ -18,6 +18,7 @@ from trainer.check import amount, estimate_memory
 from trainer.checkpoint import list_checkpoints
 from trainer.checkpoint_lock import DirectoryLock
 from trainer.config import Config, plan_batches
+from trainer.data.folds import trained_and_held_out
 from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest, read_manifest_of
 from trainer.data.store import TokenStore, open_samples
 from trainer.data.tokenizer import Tokenizer
@@ -112,7 +113,9 @@ def check_store(config: Config) -> str:
     num_bytes = sum(part.num_bytes for split in (manifest.train, manifest.validation) for each in split for part in each.parts)
     hashed = num_bytes <= _HASHED_BYTES
     for split in ("train", "validation") if data.validation else ("train",):
-        open_samples(config, split, fingerprint=wanted)
+        samples = open_samples(config, split, fingerprint=wanted)
+        if split == "train" and data.folds is not None:
+            trained_and_held_out(samples, data.folds)
         if hashed:
             TokenStore(folder, split, verify=True)
     compared = "sizes, counts and hashes are right" if hashed else "sizes and counts are right, contents not read"

@@ -125,6 +125,22 @@ class AugmentationConfig(Section):
         return self
 
 
+class FoldsConfig(Section):
+    """Cross-validation: the training samples are divided into `number` folds. The run is evaluated on the fold `held_out`
+    (counted from 0) instead of the validation data, and trained on the others (Stone 1974). Which samples are in which fold
+    follows from their numbers and `seed` alone (`trainer.data.folds`): runs that hold out other folds share the store."""
+
+    number: Annotated[int, Field(ge=2)]
+    held_out: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+
+    @model_validator(mode="after")
+    def _held_out_is_one_of_them(self) -> FoldsConfig:
+        if self.held_out >= self.number:
+            raise complaint("held_out", f"{self.held_out}", f"less than `number`, which is {self.number}")
+        return self
+
+
 class DataConfig(Section):
     """From files to sequences. `store` is the folder that `prepare` fills and training maps into memory.
 
@@ -136,7 +152,7 @@ class DataConfig(Section):
     `labels` names the classes in order (default: those found in the training data, sorted); with `multi_label` a text may
     have several. `prompt` is what a model reads instead of the bare source, which stands for `{source}` in it. Contexts that
     are longer than a sequence are read in windows that share `window_overlap` tokens, and an answer has at most
-    `answer_length`.
+    `answer_length`. With `folds` a part of the training samples is what is validated.
     """
 
     store: Annotated[str, Field(min_length=1)]
@@ -154,6 +170,7 @@ class DataConfig(Section):
     answer_length: Count = 30
     masking: MaskingConfig = MaskingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    folds: FoldsConfig | None = None
     tokenizer: TokenizerConfig
 
     @field_validator("train")

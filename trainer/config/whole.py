@@ -117,6 +117,9 @@ class Config(Section):
         if self.task in _UNSCORED and isinstance(train.loss_chunk_tokens, int):
             expected = f"nothing: {self.task} has no scores over a vocabulary"
             yield "train", "loss_chunk_tokens", f"{train.loss_chunk_tokens}", expected, ()
+        if self.data.folds is not None and self.evaluation.generate:
+            expected = "0 with data.folds: the training data are kept as tokens, without texts to compare with"
+            yield "evaluation", "generate", f"{self.evaluation.generate}", expected, ()
         metrics = METRICS[self.task]
         if self.checkpoint.best_metric not in metrics:
             expected = f"one of {', '.join(metrics)} for {self.task}"
@@ -129,6 +132,9 @@ class Config(Section):
 
     def _misfits_of_data(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
         data, task = self.data, self.task
+        if data.folds is not None and data.augmentation.mixup:
+            expected = "0 with data.folds: a sample could be mixed with one that is held out"
+            yield "data", "augmentation", f"mixup {data.augmentation.mixup}", expected, ("mixup",)
         for field in sorted(data.fields.model_fields_set - set(FIELDS[task])):
             if getattr(data.fields, field) != FieldsConfig.model_fields[field].default:
                 yield "data", "fields", field, f"the fields of {task}: {', '.join(FIELDS[task])}", (field,)

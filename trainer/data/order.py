@@ -36,19 +36,32 @@ class SampleOrder:
 
     A sample's id is its number in the concatenation of all data sets. Without `weights` they are one data set: each
     sample comes once an epoch. With them, each data set is gone through in epochs of its own, as often as its share
-    asks for: within one of these every sample of it comes exactly once.
+    asks for: within one of these every sample of it comes exactly once. With `chosen`, the numbers of the samples of each
+    data set that are meant, all this is of these alone; ids stay what they are.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float] | None,
+        seed: int,
+        chosen: Sequence[Int64Array] | None = None,
+    ) -> None:
+        self._firsts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._chosen_ids: Int64Array | None = None
+        if chosen is not None:
+            self._chosen_ids = np.concatenate([first + each for first, each in zip(self._firsts[:-1], chosen, strict=True)])
+            sizes = [len(each) for each in chosen]
         assert sizes and all(size > 0 for size in sizes)
         self._sizes = np.asarray(sizes, np.int64)
-        self._firsts = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._places = np.concatenate([[0], np.cumsum(self._sizes)])  # where each data set begins among those that are meant
         self._seed = seed
         self._counts = None if weights is None else _mixture_counts(weights)
 
     @property
     def num_samples(self) -> int:
-        return int(self._firsts[-1])
+        """That are meant."""
+        return int(self._places[-1])
 
     def with_seed(self, seed: int) -> SampleOrder:
         """The order of the same data under another seed."""
@@ -61,10 +74,12 @@ class SampleOrder:
         positions = np.arange(first, first + count, dtype=np.int64)
         if self._counts is None:
             epochs, within = np.divmod(positions, self.num_samples)
-            return _shuffle(within, self.num_samples, self._seed, FIRST_DATASET_STREAM, epochs)
-        return self._mixed_ids(positions, self._counts)
+            places = _shuffle(within, self.num_samples, self._seed, FIRST_DATASET_STREAM, epochs)
+        else:
+            places = self._mixed_places(positions, self._counts)
+        return places if self._chosen_ids is None else self._chosen_ids[places]
 
-    def _mixed_ids(self, positions: Int64Array, counts: Int64Array) -> Int64Array:
+    def _mixed_places(self, positions: Int64Array, counts: Int64Array) -> Int64Array:
         """The n-th sample drawn from a data set of size N is the (n mod N)-th of that data set's epoch n // N."""
         periods, within = np.divmod(positions, MIXTURE_PERIOD)
         datasets, drawn_before = np.empty_like(positions), np.empty_like(positions)
@@ -76,7 +91,7 @@ class SampleOrder:
         sizes = self._sizes[datasets]
         epochs, within_epoch = np.divmod(drawn_before, sizes)
         streams = FIRST_DATASET_STREAM + datasets
-        return self._firsts[datasets] + _shuffle(within_epoch, sizes, self._seed, streams, epochs)
+        return self._places[datasets] + _shuffle(within_epoch, sizes, self._seed, streams, epochs)
 
     def _mix(self, period: int, counts: Int64Array) -> tuple[Int64Array, Int64Array]:
         """For each place of a period the data set drawn from, and how often it was drawn from before in the period."""

@@ -36,14 +36,20 @@ def training_batches(
 
 
 def evaluation_batches(
-    samples: Sequence[Samples], plan: BatchPlan, num_batches: int | None, replicas: range, seed: int
+    samples: Sequence[Samples],
+    plan: BatchPlan,
+    num_batches: int | None,
+    replicas: range,
+    seed: int,
+    chosen: Sequence[Int64Array] | None = None,
 ) -> tuple[tf.data.Dataset, int]:
-    """Batches that hold each sample once, and how many of them are to be read: at most `num_batches`, None for all.
+    """Batches that hold each sample once, and how many of them are to be read: at most `num_batches`, None for all. With
+    `chosen`, the numbers of the samples of each data set that are meant, it is these alone.
 
     They come in one shuffled order, so that the first batches are a fair sample of all; with the same `seed` the losses
     of two runs compare. The last batch is filled up with rows of padding (id -1); so are any that are read beyond it.
     """
-    order = SampleOrder([part.num_samples for part in samples], None, seed)
+    order = SampleOrder([part.num_samples for part in samples], None, seed, chosen)
     num_all = -(-order.num_samples // plan.global_batch_size)
 
     def ids_once(first: int, count: int) -> Int64Array:

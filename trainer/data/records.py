@@ -68,6 +68,15 @@ class RecordTable:
         lengths = [np.diff(lists.offsets) for lists in self._lists.get(column, [])]
         return np.concatenate([*lengths, np.zeros(0, np.int64)]).astype(np.int64)
 
+    def firsts(self, column: str) -> Int64Array:
+        """The first of each record's list of numbers [num_records]; -1 where a list is empty."""
+        firsts = []
+        for lists in self._lists.get(column, []):
+            begins, is_empty = lists.offsets[:-1], np.diff(lists.offsets) == 0
+            values = np.append(lists.values, -1)  # for the empty lists at the end
+            firsts.append(np.where(is_empty, -1, values[begins]))
+        return np.concatenate([*firsts, np.zeros(0, np.int64)]).astype(np.int64)
+
     def text(self, column: str, number: int) -> str:
         batch, row = self._place(number)
         text: str = self._batches[batch].column(column)[row].as_py()

@@ -63,14 +63,18 @@ class TokenStore:
         return tuple(_open_rows(self._store, each.rows, self._verify) for each in self._datasets if each.rows)
 
 
-def open_samples(config: Config, split: Split, *, fingerprint: str | None = None) -> list[Samples]:
-    """The samples of a split, one entry for each of its data sets.
+def open_samples(
+    config: Config, split: Split, *, fingerprint: str | None = None, is_evaluated: bool | None = None
+) -> list[Samples]:
+    """The samples of a split, one entry for each of its data sets. Those that are evaluated, by default the validation's, come
+    as they are, without augmentation.
 
     Raises DataError where the store is damaged, too small for one sequence, or made with another tokenizer than the one
     of `fingerprint` (None: any will do).
     """
     store = Path(config.data.store)
     token_store = TokenStore(store, split)
+    is_evaluated = split == "validation" if is_evaluated is None else is_evaluated
     made_with = token_store.manifest.tokenizer_fingerprint
     if fingerprint is not None and made_with != fingerprint:
         raise DataError(
@@ -87,10 +91,10 @@ def open_samples(config: Config, split: Split, *, fingerprint: str | None = None
                 for stream, packed in zip(token_store.streams, rows, strict=True)
             ]
         case "classification":
-            return _classification_samples(config, split, token_store)
+            return _classification_samples(config, token_store, is_evaluated)
         case "translation" | "summarization":
             tokenizer, rows = _tokenizer(store), _rows(config, token_store)
-            augmentation = _augmentation(config, split, tokenizer)
+            augmentation = _augmentation(config, is_evaluated, tokenizer)
             samples = EncoderDecoderSamples if config.model.family in ENCODER_DECODERS else DecoderSamples
             return [
                 samples(Records(config, table, packed, tokenizer, augmentation))
@@ -112,11 +116,11 @@ def _language_samples(config: Config, store: TokenStore) -> list[Samples]:
             return [PackedDocuments(*each, length) for each in zip(store.streams, store.rows, strict=True)]
 
 
-def _classification_samples(config: Config, split: Split, store: TokenStore) -> list[Samples]:
+def _classification_samples(config: Config, store: TokenStore, is_evaluated: bool) -> list[Samples]:
     tokenizer, rows = _tokenizer(Path(config.data.store)), _rows(config, store)
     # One shape for all data sets, since a batch may have samples of several.
     num_places = max(1 if packed is None else packed.max_pieces for packed in rows)
-    num_labels, augmentation = len(store.manifest.labels), _augmentation(config, split, tokenizer)
+    num_labels, augmentation = len(store.manifest.labels), _augmentation(config, is_evaluated, tokenizer)
     return [
         ClassificationSamples(Records(config, table, packed, tokenizer, augmentation), num_labels, num_places)
         for table, packed in zip(store.tables, rows, strict=True)
@@ -131,9 +135,9 @@ def _tokenizer(store: Path) -> Tokenizer:
     return Tokenizer.load(store / TOKENIZER_NAME)
 
 
-def _augmentation(config: Config, split: Split, tokenizer: Tokenizer) -> TextAugmentation | None:
-    """What changes the texts of a split: none but those of training are."""
-    if split != "train" or config.data.augmentation.is_off:
+def _augmentation(config: Config, is_evaluated: bool, tokenizer: Tokenizer) -> TextAugmentation | None:
+    """What changes texts: none but those of training are."""
+    if is_evaluated or config.data.augmentation.is_off:
         return None
     return TextAugmentation(config, tokenizer)
 

@@ -54,6 +54,11 @@ class ClassificationSamples:
         renamed = {f"{name}_b": array for name, array in second.items()}
         return first | renamed | {"mix": shares.astype(np.float32)[:, None]}
 
+    def classes(self) -> Int64Array | None:
+        """The class of each sample [num_samples], of several the first, -1 where it has none; None where a row holds several
+        texts."""
+        return self._table.firsts("labels") if self._packed is None else None
+
     def _generators(self, draws: Int64Array) -> list[np.random.Philox] | None:
         if self._augmentation is None:
             return None

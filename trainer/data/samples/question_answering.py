@@ -55,6 +55,13 @@ class QuestionSamples:
         """The records whose windows these samples are."""
         return self._records[indices]
 
+    def contexts(self) -> Int64Array:
+        """The number of each sample's context, from 0 in the order in which they come [num_samples]. Reads all contexts."""
+        numbers: dict[str, int] = {}
+        texts = (self._table.text("context_text", record) for record in range(self._table.num_records))
+        of_records = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
+        return of_records[self._records]
+
     def text_at(self, index: int, start: int, end: int) -> str:
         """The text of the context from the place `start` of a window to the place `end`, both inclusive."""
         window, record = self._window(index), int(self._records[index])
