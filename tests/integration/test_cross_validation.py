@@ -32,11 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tensorflow: ModuleType) -> 
     return path
 
 
-def config(folder: Path, held_out: int, name: str = "fold", **data: Any) -> Config:
+def config(folder: Path, held_out: int, **data: Any) -> Config:
     settings = task_config(
         folder, "classification", BAG, STEPS, batch=BATCH, folds={"number": NUM_FOLDS, "held_out": held_out}, **data
     )
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": f"{name}-{held_out}"})})
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": f"fold-{held_out}"})})
 
 
 def test_a_run_is_evaluated_on_its_fold_and_never_trained_on_it(folder: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_run_does_not_go_on_with_another_fold(folder: Path) -> None:
 
     settings = config(folder, 2)
     train(settings)
-    other = settings.model_copy(update={"data": config(folder, 3).data, "train": settings.train})
+    other = settings.model_copy(update={"data": config(folder, 3).data})
     with pytest.raises(CheckpointError, match=r'data\.folds was \{"number": 5, "held_out": 2'):
         train(other)
 

@@ -37,7 +37,8 @@ def fold_numbers(samples: Samples, folds: FoldsConfig, stream: int = 0) -> Int64
 
     Samples are dealt out in an order that `seed` and `stream` draw, one to each fold in turn: so folds differ by at most one
     sample. In classification each class is dealt out by itself, and folds have their share of each (stratified; Kohavi 1995);
-    rows that hold several texts are dealt out as they are. Questions to one context are in one fold, and so are its windows.
+    rows that hold several texts are dealt out as they are. In question answering contexts are dealt out, each with all of its
+    questions and windows.
     """
     if isinstance(samples, QuestionSamples):
         contexts = samples.contexts()

@@ -63,18 +63,16 @@ class TokenStore:
         return tuple(_open_rows(self._store, each.rows, self._verify) for each in self._datasets if each.rows)
 
 
-def open_samples(
-    config: Config, split: Split, *, fingerprint: str | None = None, is_evaluated: bool | None = None
-) -> list[Samples]:
-    """The samples of a split, one entry for each of its data sets. Those that are evaluated, by default the validation's, come
-    as they are, without augmentation.
+def open_samples(config: Config, split: Split, *, fingerprint: str | None = None, is_evaluated: bool = False) -> list[Samples]:
+    """The samples of a split, one entry for each of its data sets. Those that are evaluated, as the validation's always are,
+    come as they are, without augmentation.
 
     Raises DataError where the store is damaged, too small for one sequence, or made with another tokenizer than the one
     of `fingerprint` (None: any will do).
     """
     store = Path(config.data.store)
     token_store = TokenStore(store, split)
-    is_evaluated = split == "validation" if is_evaluated is None else is_evaluated
+    is_evaluated = is_evaluated or split == "validation"
     made_with = token_store.manifest.tokenizer_fingerprint
     if fingerprint is not None and made_with != fingerprint:
         raise DataError(
