@@ -248,6 +248,9 @@ def _peak_bytes() -> int:
 
 def _training(contestant: Contestant, precision: str) -> Callable[[int], object]:
     """Drumline's own inner loop, fed by a `tf.data` set of one batch."""
+    from trainer.verbs.start import import_tensorflow
+
+    import_tensorflow()  # as `train` does
     import numpy as np
     import tensorflow as tf
 

@@ -135,11 +135,15 @@ def _contestant(name: str, shape: Shape, precision: str) -> Callable[[int], obje
 
 def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool) -> Callable[[int], object]:
     """Drumline's own inner loop, fed by a `tf.data` set of one batch."""
+    from trainer.verbs.start import import_tensorflow
+
+    import_tensorflow()  # as `train` does
     import numpy as np
     import tensorflow as tf
 
     from trainer.config import Config, plan_batches
     from trainer.distribution import connect, make_deterministic
+    from trainer.heap import compiled_by_first_call
     from trainer.position import GraphPosition
     from trainer.sizes import Sizes
     from trainer.step import choose_compiler, compile_training
@@ -171,7 +175,9 @@ def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool
     plan = plan_batches(config.train, distribution.num_replicas)
     with distribution.scope():
         state = create_state(config, Sizes(shape.vocabulary))
-    train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
+    train_steps = compiled_by_first_call(
+        compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
+    )
     tokens = np.random.default_rng(0).integers(0, shape.vocabulary, (1, shape.batch, shape.length + 1), np.int32)
     element = {
         "inputs": tokens[..., :-1],

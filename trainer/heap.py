@@ -1,14 +1,27 @@
-"""What the C library keeps of memory that was freed."""
+"""What the C library keeps of memory that was freed: not what compiling left, but what each step takes again."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+# Of <malloc.h>: by how much more than is asked for a heap grows, and what stays free at its end. Its unit is bytes.
+M_TOP_PAD = -2
+# What glibc gives a thread's heap at most.
+KEPT_BYTES = 64 << 20
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+def keep_free_ends() -> None:
+    """Has each heap keep the memory that is free at its end. glibc gives it back where it can, and asks for it again: the
+    buffers of a matrix product, whose pages the system fills with zeros for each. To be called before TensorFlow is
+    imported, since what a heap is given at first stands."""
+    if _glibc() is not None:
+        _glibc().mallopt(M_TOP_PAD, KEPT_BYTES)
 
 
 def compiled_by_first_call(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -20,15 +33,15 @@ def compiled_by_first_call(function: Callable[Arguments, Result]) -> Callable[Ar
         nonlocal is_compiled
         result = function(*arguments, **options)
         if not is_compiled:
-            _return_free_memory()
+            if _glibc() is not None:
+                _glibc().malloc_trim(0)
             is_compiled = True
         return result
 
     return call
 
 
-def _return_free_memory() -> None:
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
-        if trim is not None:
-            trim(0)
+def _glibc() -> Any:
+    """The C library, where it is the one that has these functions."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "malloc_trim") else None

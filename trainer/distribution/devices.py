@@ -5,6 +5,7 @@ Called once, before TensorFlow starts its runtime.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 
@@ -66,7 +67,10 @@ def share_cores(local_rank: int, local_size: int) -> None:
     each = len(cores) // local_size
     if local_size > 1 and each > 0 and len(cores) == os.cpu_count() and told in (None, str(each)):
         cores = cores[local_rank * each : (local_rank + 1) * each]
-        os.sched_setaffinity(0, cores)
+        # Horovod's threads run already: on the cores of another rank they would hold up that one, and it all others.
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.sched_setaffinity(int(thread), cores)
     if told is not None:
         return  # TensorFlow reads it by itself, and what is set below would win over it
     try:

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.heap import keep_free_ends
+
 if TYPE_CHECKING:
     from trainer.run_directory import RunDirectory
 
@@ -25,13 +27,15 @@ def started_run(path: Path) -> RunDirectory:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without the notices that its C++ writes whatever the settings say; all else it says is passed on.
+    """Imports TensorFlow into a heap that keeps what is freed at its end (`heap.keep_free_ends`), and without the notices
+    that its C++ writes whatever the settings say; all else it says is passed on.
 
     Where there is no GPU, it is asked for them here: what it then says of a driver that is not there is no news either.
     """
     from launch.local import TENSORFLOW_NOTICE
     from launch.machine import find_machine
 
+    keep_free_ends()
     has_gpu = bool(find_machine().gpus)
     sys.stderr.flush()
     stderr = os.dup(2)
