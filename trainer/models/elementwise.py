@@ -176,13 +176,32 @@ def cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float = 
     return apart(logits_NV)
 
 
+def cross_entropy_with_gradient(
+    logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, weights_N: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What `cross_entropy` returns, and the gradient by the logits, in their type, of its sum with the weights, float32 [N]."""
+    if is_apart():
+        losses_N, log_sums_N = _compiled_cross_entropy(logits_NV, labels_N, smoothing)
+        return losses_N, _cross_entropy_gradient(logits_NV, log_sums_N, labels_N, smoothing, weights_N)
+    # One operation: the losses, and by the logits probabilities less the labels' own.
+    logits, num_tokens = tf.cast(logits_NV, tf.float32), logits_NV.shape[1]
+    losses_N, by_logits_NV = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels_N)
+    if smoothing:
+        losses_N = (1.0 - smoothing) * losses_N + smoothing * _even_cross_entropy(logits)
+        by_logits_NV += tf.one_hot(labels_N, num_tokens, smoothing, 0.0) - smoothing / num_tokens
+    return losses_N, tf.cast(by_logits_NV * weights_N[:, None], logits_NV.dtype)
+
+
 def _cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float) -> tf.Tensor:
     losses_N = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_N, logits_NV)
     if smoothing:
-        # The cross-entropy with the even distribution: the log of the partition function less the mean logit.
-        even_N = tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_mean(logits_NV, -1)
-        losses_N = (1.0 - smoothing) * losses_N + smoothing * even_N
+        losses_N = (1.0 - smoothing) * losses_N + smoothing * _even_cross_entropy(logits_NV)
     return losses_N
+
+
+def _even_cross_entropy(logits_NV: tf.Tensor) -> tf.Tensor:
+    """With the even distribution: the logarithm of the partition function less the mean logit."""
+    return tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_mean(logits_NV, -1)
 
 
 @_compiled

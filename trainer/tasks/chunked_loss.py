@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from trainer.models.blocks import TokenOutput, token_scores
+from trainer.models.blocks import TokenOutput, flat_scores, token_scores
+from trainer.models.elementwise import cross_entropy_with_gradient
 
 
 class _Chunks(NamedTuple):
@@ -61,7 +62,7 @@ def evaluate(output: TokenOutput, targets: tf.Tensor, chunk: int) -> tuple[tf.Te
 
     def body(index: tf.Tensor, total: tf.Tensor, likeliest: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
         targets_C = chunks.targets_KC[index]
-        logits_CV = _logits(chunks.vectors_KCD[index], output.table_VD, output.bias_V)
+        logits_CV = token_scores(TokenOutput(chunks.vectors_KCD[index][None], output.table_VD, output.bias_V))[0]
         losses_C, _ = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits_CV, labels=tf.maximum(targets_C, 0))
         found = likeliest.write(index, tf.argmax(logits_CV, -1, output_type=tf.int32))
         return index + 1, total + tf.reduce_sum(losses_C * tf.cast(targets_C >= 0, tf.float32)), found
@@ -77,19 +78,13 @@ def _with_gradients(
     """The sum of the losses, and its gradients by vectors [K, C, D], table and, where there is one, bias: float32, but that by
     the vectors in their own precision; all times the scale."""
     num_chunks, size, width = chunks.vectors_KCD.shape
-    num_tokens = table_VD.shape[0]
 
     def body(index: tf.Tensor, total: tf.Tensor, by_vectors: tf.TensorArray, *others: tf.Tensor) -> tuple[tf.Tensor, ...]:
         vectors_CD, targets_C = chunks.vectors_KCD[index], chunks.targets_KC[index]
         counted_C, labels_C = tf.cast(targets_C >= 0, tf.float32), tf.maximum(targets_C, 0)
-        logits_CV = _logits(vectors_CD, table_VD, *bias)
-        # One operation: the losses, and by the logits probabilities less the targets' own.
-        losses_C, by_logits_CV = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits_CV, labels=labels_C)
-        if smoothing:
-            even_C = tf.reduce_logsumexp(logits_CV, -1) - tf.reduce_mean(logits_CV, -1)
-            losses_C = (1.0 - smoothing) * losses_C + smoothing * even_C
-            by_logits_CV += tf.one_hot(labels_C, num_tokens, smoothing, 0.0) - smoothing / num_tokens
-        by_logits_CV *= (counted_C if loss_scale is None else counted_C * loss_scale)[:, None]
+        logits_CV = flat_scores(TokenOutput(vectors_CD[None], table_VD, *bias))
+        weights_C = counted_C if loss_scale is None else counted_C * loss_scale
+        losses_C, by_logits_CV = cross_entropy_with_gradient(logits_CV, labels_C, smoothing, weights_C)
         narrow_CV = tf.cast(by_logits_CV, table_VD.dtype)
         by_vectors = by_vectors.write(index, tf.matmul(narrow_CV, table_VD))
         parts = [tf.cast(tf.matmul(narrow_CV, vectors_CD, transpose_a=True), tf.float32)]
@@ -106,10 +101,6 @@ def _with_gradients(
 def _each(chunks: _Chunks, body: Callable[..., tuple[tf.Tensor, ...]], begin: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
     """What the loop over the chunks that have a position that counts leaves behind, one chunk at a time."""
     return tf.while_loop(lambda index, *_: index < chunks.num_counted, body, begin, parallel_iterations=1)
-
-
-def _logits(vectors_CD: tf.Tensor, table_VD: tf.Tensor, bias_V: tf.Tensor | None = None) -> tf.Tensor:
-    return token_scores(TokenOutput(vectors_CD[None], table_VD, bias_V))[0]
 
 
 def _divide(vectors: tf.Tensor, targets_N: tf.Tensor, chunk: int) -> _Chunks:
