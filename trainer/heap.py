@@ -17,9 +17,9 @@ Result = TypeVar("Result")
 
 
 def keep_free_ends() -> None:
-    """Has each heap keep the memory that is free at its end. glibc gives it back where it can, and asks for it again: the
-    buffers of a matrix product, whose pages the system fills with zeros for each. To be called before TensorFlow is
-    imported, since what a heap is given at first stands."""
+    """Has each heap end in free memory, from which large buffers are taken. What does not fit there glibc maps anew each time
+    and gives back, and the system fills its pages with zeros: those of matrix products took a tenth of a step. To be called
+    before TensorFlow is imported: a heap grows only for what is small, so later it would not get its free end."""
     if _glibc() is not None:
         _glibc().mallopt(M_TOP_PAD, KEPT_BYTES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +34,35 @@ def test_memory_that_the_first_call_freed_is_given_back() -> None:
     # Later calls find it worth keeping: they need it again.
     again = fill_and_return()
     assert resident_bytes() > again - 64 * MEGABYTE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_what_is_taken_again_and_again_is_not_mapped_anew_each_time() -> None:
+    """As matrix products take their buffers: aligned, by a thread, 20 times 3 MiB."""
+    program = """
+import ctypes, resource, sys, threading
+from trainer.heap import keep_free_ends
+if sys.argv[1] == "keep":
+    keep_free_ends()
+libc = ctypes.CDLL(None)
+def take():
+    for _ in range(20):
+        block = ctypes.c_void_p()
+        assert libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(4096), ctypes.c_size_t(3 << 20)) == 0
+        ctypes.memset(block, 1, 3 << 20)
+        libc.free(block)
+thread = threading.Thread(target=take)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def page_faults(mode: str) -> int:
+        command = [sys.executable, "-c", program, mode]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("keep") < 3000 < 12_000 < page_faults("leave")
 
 
 def test_arguments_results_and_errors_are_those_of_the_function() -> None:

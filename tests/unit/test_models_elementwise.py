@@ -78,6 +78,26 @@ def test_in_bfloat16_only_what_goes_in_and_out_is_rounded(name: str) -> None:
     np.testing.assert_allclose(found, exact, rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_gradient_that_comes_with_the_loss_is_the_loss_s(apart: bool, smoothing: float) -> None:
+    logits, labels, weights = tf.constant(numbers(5, 11)), tf.constant(LABELS), tf.constant(numbers(5))
+
+    @tf.function(autograph=False)
+    def compute() -> tuple[tf.Tensor, ...]:
+        with elementwise.compiled_apart(apart):
+            losses, gradient = elementwise.cross_entropy_with_gradient(logits, labels, smoothing, weights)
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            plain = elementwise.cross_entropy(logits, labels, smoothing)
+            total = tf.reduce_sum(plain * weights)
+        return losses, plain, gradient, tape.gradient(total, logits)
+
+    losses, plain, gradient, expected = compute()
+    np.testing.assert_allclose(losses, plain, rtol=2e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=2e-6)
+
+
 def test_apart_each_chain_is_compiled_by_xla_and_elsewhere_none_is() -> None:
     def compiled(apart: bool) -> int:
         @tf.function(autograph=False)

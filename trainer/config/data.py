@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.section import Count, Section, Share, complaint
 
+PersonalDataKind = Literal["email", "iban", "card", "national_id", "ip", "phone"]
 Column = str | Annotated[int, Field(ge=0)]
 
 
@@ -141,6 +142,14 @@ class FoldsConfig(Section):
         return self
 
 
+class PersonalDataConfig(Section):
+    """What `prepare` does with personal data that it finds in texts (`trainer.data.personal_data`): `mask` writes its kind in
+    its place, `drop` leaves out the text that has it."""
+
+    action: Literal["mask", "drop"]
+    kinds: Annotated[tuple[PersonalDataKind, ...], Field(min_length=1, strict=False)] = get_args(PersonalDataKind)
+
+
 class DataConfig(Section):
     """From files to sequences. `store` is the folder that `prepare` fills and training maps into memory.
 
@@ -152,7 +161,8 @@ class DataConfig(Section):
     `labels` names the classes in order (default: those found in the training data, sorted); with `multi_label` a text may
     have several. `prompt` is what a model reads instead of the bare source, which stands for `{source}` in it. Contexts that
     are longer than a sequence are read in windows that share `window_overlap` tokens, and an answer has at most
-    `answer_length`. With `folds` a part of the training samples is what is validated.
+    `answer_length`. With `folds` a part of the training samples is what is validated. With `personal_data` texts are
+    searched for it before anything else is made of them.
     """
 
     store: Annotated[str, Field(min_length=1)]
@@ -171,6 +181,7 @@ class DataConfig(Section):
     masking: MaskingConfig = MaskingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     folds: FoldsConfig | None = None
+    personal_data: PersonalDataConfig | None = None
     tokenizer: TokenizerConfig
 
     @field_validator("train")

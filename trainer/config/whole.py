@@ -130,11 +130,24 @@ class Config(Section):
         if self.evaluation.generate and self.task not in _TEXT_TO_TEXT:
             yield "evaluation", "generate", f"{self.evaluation.generate}", f"0: {self.task} has no metric of texts", ()
 
+    def _misfits_of_personal_data(self, action: str) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
+        if action == "drop" and self.data.format == "text":
+            expected = "mask with data.format text, where a file is one text"
+            yield "data", "personal_data", "drop", expected, ("action",)
+        if action == "mask" and self.task == "question_answering":
+            expected = "drop for question_answering: answers would no longer be where the data say"
+            yield "data", "personal_data", "mask", expected, ("action",)
+        if self.data.augmentation.back_translations is not None:
+            expected = "none with data.personal_data: they would bring back what is masked"
+            yield "data", "augmentation", repr(self.data.augmentation.back_translations), expected, ("back_translations",)
+
     def _misfits_of_data(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
         data, task = self.data, self.task
         if data.folds is not None and data.augmentation.mixup:
             expected = "0 with data.folds: a sample could be mixed with one that is held out"
             yield "data", "augmentation", f"mixup {data.augmentation.mixup}", expected, ("mixup",)
+        if data.personal_data is not None:
+            yield from self._misfits_of_personal_data(data.personal_data.action)
         for field in sorted(data.fields.model_fields_set - set(FIELDS[task])):
             if getattr(data.fields, field) != FieldsConfig.model_fields[field].default:
                 yield "data", "fields", field, f"the fields of {task}: {', '.join(FIELDS[task])}", (field,)

@@ -134,6 +134,8 @@ def store_settings(config: Config) -> dict[str, Any]:
         settings |= {"labels": data.labels and list(data.labels), "multi_label": data.multi_label}
     if data.augmentation.back_translations is not None:
         settings["augmentation.back_translations"] = data.augmentation.back_translations
+    if data.personal_data is not None:
+        settings["personal_data"] = data.personal_data.model_dump(mode="json")
     if config.packing == "best_fit":
         settings["pack"] = {
             "best_fit": True,

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.config import Config
@@ -32,6 +32,7 @@ from trainer.data.manifest import (
     write_manifest,
 )
 from trainer.data.parts import PartPlan, PartRecord, record_path, texts_of, whole_part, write_part
+from trainer.data.personal_data import PersonalDataReport
 from trainer.data.records import RecordTable
 from trainer.data.rows import rows_origin, write_rows
 from trainer.data.store import open_parts, token_stream
@@ -49,6 +50,9 @@ TRAINING_CHARACTERS = 256 * 2**20
 
 # Says what the tokenizer in the store was trained on.
 TOKENIZER_SOURCE_NAME = "tokenizer-source.json"
+
+# How many personal data were found, and how some looked once they were masked.
+PERSONAL_DATA_NAME = "personal-data.json"
 
 PROGRESS_SECONDS = 5.0
 
@@ -245,6 +249,8 @@ def _finish(store: Path, config: Config, plan: StorePlan, records: dict[str, Par
     _remove_stale(store, config, plan)
     manifest = _manifest(config, plan, records, tokenizer, _made_rows(store, config, plan, records, tokenizer))
     write_manifest(manifest, store)
+    if plan.reading.personal_data is not None:
+        _report_personal_data(store, plan, records)
     unit = "documents" if plan.reading.is_of_documents else "records"
     for split in ("train", "validation"):
         documents, tokens = manifest.num_documents(split), manifest.num_tokens(split)
@@ -255,6 +261,23 @@ def _finish(store: Path, config: Config, plan: StorePlan, records: dict[str, Par
             logger.info(
                 "%s: %s: %s samples in %s rows, %.1f%% real tokens", store, split, f"{pieces:,}", f"{num_rows:,}", 100 * share
             )
+
+
+def _report_personal_data(store: Path, plan: StorePlan, records: dict[str, PartRecord]) -> None:
+    """Writes and tells how much was found, and what became of it."""
+    rule, content = plan.reading.personal_data, {}
+    assert rule is not None
+    done = "masked" if rule.action == "mask" else "found and their texts dropped"
+    for split, datasets in plan.splits:
+        report = PersonalDataReport()
+        for part in (each for dataset in datasets for each in dataset):
+            report.merge(records[part.file].personal_data)
+        content[split] = asdict(report)
+        items = ", ".join(f"{number:,} {kind}" for kind, number in sorted(report.num_items.items())) or "none"
+        logger.info(
+            "%s: %s: personal data %s in %s texts: %s", store / PERSONAL_DATA_NAME, split, done, f"{report.num_texts:,}", items
+        )
+    write_atomically(store / PERSONAL_DATA_NAME, json_bytes({"rule": asdict(rule), **content}))
 
 
 def _made_rows(
@@ -333,6 +356,8 @@ def _remove_stale(store: Path, config: Config, plan: StorePlan) -> None:
     if config.packing == "best_fit":
         wanted |= {store / _rows_file(dataset) for _, datasets in plan.splits for dataset in datasets}
     names = [f"{split}/*/{name}" for split in ("train", "validation") for name in ("part-*", "rows.arrow")]
+    if plan.reading.personal_data is None:
+        names.append(PERSONAL_DATA_NAME)
     _remove(store, [path for name in names for path in store.glob(name) if path not in wanted])
 
 

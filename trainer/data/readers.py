@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from trainer.config import Task
 from trainer.data.input_files import BLOCK_BYTES, checked_read, decode, line_number, open_span, text_lines
 from trainer.data.json_files import got, is_broken, json_rows, json_texts, squad_rows
+from trainer.data.personal_data import PersonalDataReport, PersonalDataRule, clean
 from trainer.data.sources import Span, compression_of
 from trainer.data.tables import FieldColumn, Row, csv_rows, parquet_byte_ranges, parquet_rows, tsv_rows
 from trainer.errors import DataError
@@ -28,7 +29,8 @@ TEXT_FIELDS = ("text", "text_b", "source", "target", "document", "summary", "con
 
 @dataclass(frozen=True)
 class Reading:
-    """How input is read: its format, where the fields of the task are, and whether a record may have several labels.
+    """How input is read: its format, where the fields of the task are, whether a record may have several labels, and what
+    becomes of personal data.
 
     Masked language models are trained on what language models are: both read documents, and go by `language_modeling`.
     """
@@ -37,6 +39,7 @@ class Reading:
     format: str
     columns: tuple[FieldColumn, ...]
     multi_label: bool = False
+    personal_data: PersonalDataRule | None = None
 
     @property
     def is_of_documents(self) -> bool:
@@ -75,22 +78,29 @@ class Record(NamedTuple):
         return all(text and not text.isspace() for text in self.texts)
 
 
-def read_pieces(span: Span, reading: Reading) -> Iterator[Piece]:
-    """The documents of a span in pieces of bounded length. Documents without text are left out."""
+def read_pieces(span: Span, reading: Reading, report: PersonalDataReport | None = None) -> Iterator[Piece]:
+    """The documents of a span in pieces of bounded length, in which personal data are masked where that is asked for; what
+    is found is added to the `report`. Documents without text are left out, and those that are to be dropped."""
     (column,) = reading.columns
+    rule = reading.personal_data
     if reading.format == "text":
-        return _running_text(span)
+        # A piece ends with a line where it can, so nothing that is looked for lies in two.
+        pieces = _running_text(span)
+        return pieces if rule is None else (_clean_piece(piece, rule, report) for piece in pieces)
     if reading.format == "lines":
         documents: Iterator[str] = (text for _, text in text_lines(span))
     elif reading.format == "jsonl":
         documents = json_texts(span, str(column.column))
     else:
         documents = (values[0] for _, values in _rows(span, reading))
+    if rule is not None:
+        documents = (text for each in documents for text in clean((each,), rule, report) or ())
     return (piece for text in documents if text.strip() for piece in _cut(text))
 
 
-def read_records(span: Span, reading: Reading) -> Iterator[Record]:
-    """The records of a span; raises DataError for those that are not what the task needs. None are left out."""
+def read_records(span: Span, reading: Reading, report: PersonalDataReport | None = None) -> Iterator[Record]:
+    """The records of a span, in whose texts personal data are masked where that is asked for; what is found is added to the
+    `report`. None are left out but those that are dropped for it. Raises DataError for one that is not what the task needs."""
     fields = [column.field for column in reading.columns]
     texts = [number for number, field in enumerate(fields) if field in TEXT_FIELDS]
     for place, values in _rows(span, reading):
@@ -105,6 +115,11 @@ def read_records(span: Span, reading: Reading) -> Iterator[Record]:
         except ValueError as error:
             where = place_name(span, reading, place)
             raise DataError(f"{where}: {error}; mend or leave out that record") from None
+        if reading.personal_data is not None:
+            cleaned = clean(record.texts, reading.personal_data, report)
+            if cleaned is None:
+                continue
+            record = record._replace(texts=cleaned)
         yield record
 
 
@@ -221,6 +236,12 @@ def _answer(value: Any, context: str) -> Answer:
     if begin < 0 or context[begin : begin + len(text)] != text:
         raise ValueError(f"the context has {context[max(0, begin) :][: len(text)]!r}"[:80] + f" at {begin}, not {text[:40]!r}")
     return Answer(text, begin)
+
+
+def _clean_piece(piece: Piece, rule: PersonalDataRule, report: PersonalDataReport | None) -> Piece:
+    cleaned = clean((piece.text,), rule, report)
+    assert cleaned is not None, "the configuration refuses to drop files"
+    return piece._replace(text=cleaned[0])
 
 
 def _cut(text: str) -> Iterator[Piece]:

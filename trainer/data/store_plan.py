@@ -13,6 +13,7 @@ from trainer.config import FIELDS, Config, SourceConfig
 from trainer.data.back_translations import back_translations_file
 from trainer.data.manifest import Split
 from trainer.data.parts import PartPlan
+from trainer.data.personal_data import PersonalDataRule
 from trainer.data.readers import Reading
 from trainer.data.sources import Span, plan_units
 from trainer.data.tables import FieldColumn
@@ -93,7 +94,9 @@ def _reading(config: Config) -> Reading:
         if (column := getattr(config.data.fields, field)) is not None
     )
     task = "language_modeling" if config.task == "masked_language_modeling" else config.task
-    return Reading(task, config.data.format, columns, config.data.multi_label)
+    personal_data = config.data.personal_data
+    rule = personal_data and PersonalDataRule(personal_data.action, personal_data.kinds)
+    return Reading(task, config.data.format, columns, config.data.multi_label, rule)
 
 
 def tokenizer_source(config: Config, plan: StorePlan, num_characters: int) -> str:
@@ -102,7 +105,8 @@ def tokenizer_source(config: Config, plan: StorePlan, num_characters: int) -> st
     settings = {name: value for name, value in config.data.tokenizer.model_dump().items() if name != "lowercase" or value}
     reading = plan.reading
     fields: Any = reading.columns[0].column if reading.is_of_documents else [reading.task, reading.columns]
-    return _hash([settings, reading.format, fields, _spans(plan), num_characters])
+    content = [settings, reading.format, fields, _spans(plan), num_characters]
+    return _hash(content if reading.personal_data is None else [*content, asdict(reading.personal_data)])
 
 
 def known_labels(store: Path, config: Config, plan: StorePlan) -> tuple[str, ...] | None:
@@ -124,7 +128,7 @@ def write_labels(store: Path, plan: StorePlan, labels: Sequence[str]) -> None:
 
 
 def _labels_source(plan: StorePlan) -> str:
-    return _hash([asdict(plan.reading), _spans(plan)])
+    return _hash([_set_keys(asdict(plan.reading)), _spans(plan)])
 
 
 def _spans(plan: StorePlan) -> list[dict[str, Any]]:
@@ -132,8 +136,12 @@ def _spans(plan: StorePlan) -> list[dict[str, Any]]:
 
 
 def _content(span: Span) -> dict[str, Any]:
-    """Without `target` where there is none, as before there were pairs: a tokenizer trained then need not be again."""
-    return {name: value for name, value in asdict(span).items() if name != "target" or value is not None}
+    return _set_keys(asdict(span))
+
+
+def _set_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None, as before there was such a key: what was made then need not be made again."""
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _hash(content: Any) -> str:
