@@ -88,8 +88,8 @@ def test_the_report_counts_and_shows_nothing_that_it_found() -> None:
         "Write to <email> or call <phone> or\n<phone> today.",
     )
     assert (report.num_items, report.num_texts) == ({"email": 1, "phone": 2}, 1)
-    assert report.examples["email"] == ["Write to <email> or call <phone> or <phone>"]
-    assert report.examples["phone"][1] == "email> or call <phone> or <phone> today."
+    assert report.examples["email"] == ["Write to <email> or call <phone> or <phone> to"]
+    assert report.examples["phone"][1] == "to <email> or call <phone> or <phone> today."
     for _ in range(5):
         assert clean((text, "other"), PersonalDataRule("drop", KINDS), report) is None
     assert report.num_texts == 6 and all(len(examples) == 3 for examples in report.examples.values())
@@ -123,7 +123,10 @@ def test_of_a_thousand_made_up_lines_nearly_all_items_and_nothing_else_are_found
         return "".join(draw.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(draw.randint(3, 9)))
 
     def national_id() -> str:
-        number, base = digits(8), f"{draw.choice('12')} {digits(2)} {draw.randint(1, 12):02} {digits(2)} {digits(3)} {digits(3)}"
+        number, base = (
+            digits(8),
+            f"{draw.choice('12')} {digits(2)} {draw.randint(1, 12):02} {digits(2)} {digits(3)} {digits(3)}",
+        )
         return draw.choice(
             [
                 f"{draw.randint(1, 665):03}-{draw.randint(1, 99):02}-{draw.randint(1, 9999):04}",
@@ -143,17 +146,20 @@ def test_of_a_thousand_made_up_lines_nearly_all_items_and_nothing_else_are_found
                 f"0{draw.randint(1, 9)} {digits(2)} {digits(2)} {digits(2)} {digits(2)}",
                 f"0{draw.randint(1, 9)}{digits(2)}{digits(6)}",  # in one piece: not found
             ]
-            if draw.random() < 0.97
-            else [f"0{draw.randint(1, 9)}{digits(2)}{digits(6)}"]
         )
 
     makers: dict[str, Callable[[], str]] = {
-        "email": lambda: f"{word()}{draw.choice(['.', '_', '+', ''])}{word()}@{word()}.{draw.choice(['com', 'org', 'co.uk', 'de'])}",
-        "iban": lambda: draw.choice([str, spaced])(iban(*draw.choice([("DE", digits(18)), ("GB", f"ABCD{digits(14)}"), ("BE", digits(12))]))),
+        "email": lambda: f"{word()}{draw.choice('._+-')}{word()}@{word()}.{draw.choice(['com', 'org', 'co.uk', 'de'])}",
+        "iban": lambda: draw.choice([str, spaced])(
+            iban(*draw.choice([("DE", digits(18)), ("GB", f"ABCD{digits(14)}"), ("BE", digits(12))]))
+        ),
         "card": lambda: draw.choice([str, spaced])(luhn(f"{draw.randint(2, 6)}{digits(draw.choice([14, 14, 13]))}")),
         "national_id": national_id,
         "ip": lambda: draw.choice(
-            [".".join(str(draw.randint(1, 254)) for _ in range(4)), ":".join(f"{draw.randint(4096, 65535):x}" for _ in range(8))]
+            [
+                ".".join(str(draw.randint(1, 254)) for _ in range(4)),
+                ":".join(f"{draw.randint(4096, 65535):x}" for _ in range(8)),
+            ]
         ),
         "phone": phone,
     }

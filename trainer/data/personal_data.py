@@ -61,10 +61,14 @@ class PersonalDataReport:
 def find_personal_data(text: str, kinds: Sequence[str]) -> list[Finding]:
     """All that is found, in order; of two that overlap the one whose kind comes first in `PATTERNS`."""
     found: list[Finding] = []
+    taken = bytearray(len(text))
     for kind, patterns in PATTERNS.items():
         if kind in kinds:
-            candidates = (each for pattern in patterns for each in pattern.find(text, kind))
-            found += [each for each in candidates if not any(_overlap(each, other) for other in found)]
+            for candidate in (each for pattern in patterns for each in pattern.find(text, kind)):
+                begin, end, _ = candidate
+                if not any(taken[begin:end]):
+                    taken[begin:end] = b"\1" * (end - begin)
+                    found.append(candidate)
     return sorted(found)
 
 
@@ -99,10 +103,6 @@ def _example(text: str, findings: Sequence[Finding], number: int) -> str:
     return " ".join(excerpt.split())
 
 
-def _overlap(one: Finding, other: Finding) -> bool:
-    return one.begin < other.end and other.begin < one.end
-
-
 @dataclass(frozen=True)
 class _Pattern:
     """A form that items of a kind have, and what else must be true of the characters."""
@@ -117,7 +117,8 @@ class _Pattern:
 def _has_luhn_digit(text: str) -> bool:
     """ISO/IEC 7812-1: every second digit from the right is doubled, and the digits add up to a multiple of 10."""
     digits = [int(each) for each in text if each.isdigit()][::-1]
-    return 13 <= len(digits) <= 19 and sum(sum(divmod(digit * (1 + place % 2), 10)) for place, digit in enumerate(digits)) % 10 == 0
+    total = sum(sum(divmod(digit * (1 + place % 2), 10)) for place, digit in enumerate(digits))
+    return 13 <= len(digits) <= 19 and total % 10 == 0
 
 
 def _has_iban_digits(text: str) -> bool:
@@ -182,7 +183,10 @@ _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 PATTERNS: dict[str, tuple[_Pattern, ...]] = {
     "email": (_Pattern(re.compile(r"(?<![\w.+%-])\w[\w.+%-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?!\w)")),),
     "iban": (_Pattern(re.compile(rf"(?<!\w)(?:{_IBAN})(?!\w)"), _has_iban_digits),),
-    "card": (_Pattern(re.compile(r"(?<![\w.-])[2-6](?:[ -]?\d){12,18}(?![\w-])"), _has_luhn_digit),),
+    "card": (
+        _Pattern(re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,4}(?:[ -]?\d{1,3})?(?![\w-])"), _has_luhn_digit),
+        _Pattern(re.compile(r"(?<![\w.-])3[47]\d\d[ -]?\d{6}[ -]?\d{5}(?![\w-])"), _has_luhn_digit),
+    ),
     "national_id": (
         _Pattern(re.compile(r"(?<![\w.-])\d{3}-\d{2}-\d{4}(?![\w-])"), _is_us_number),
         # United Kingdom, National Insurance number (HMRC, NIM39110).
@@ -201,7 +205,10 @@ PATTERNS: dict[str, tuple[_Pattern, ...]] = {
         # With the country's code (ITU-T E.164 has at most 15 digits), in North America, and with a 0 before the area's code.
         _Pattern(re.compile(r"(?<![\w+])\+\d{1,3}(?:[ .\-/]?\(\d{1,5}\))?(?:[ .\-/]?\d{1,8}){1,7}(?!\w)"), _has_digits(8, 15)),
         _Pattern(re.compile(r"(?<![\w.\-/])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}(?![\w-])")),
-        _Pattern(re.compile(r"(?<![\w.\-/])\(?0\d{2,5}\)?[ \-/]{1,2}\d{3,8}(?:[ -]\d{2,5}){0,3}(?![\w-])"), _has_digits(9, 12)),
+        _Pattern(
+            re.compile(r"(?<![\w.\-/])(?:\(0\d{2,5}\)|0\d{2,5})[ \-/]{1,2}\d{3,8}(?:[ -]\d{2,5}){0,3}(?![\w-])"),
+            _has_digits(9, 12),
+        ),
         _Pattern(re.compile(r"(?<![\w.\-/])0\d(?:[ .-]\d\d){4}(?![\w-])")),
     ),
 }

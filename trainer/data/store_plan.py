@@ -95,7 +95,7 @@ def _reading(config: Config) -> Reading:
     )
     task = "language_modeling" if config.task == "masked_language_modeling" else config.task
     personal_data = config.data.personal_data
-    rule = personal_data and PersonalDataRule(personal_data.action, personal_data.kinds)
+    rule = None if personal_data is None else PersonalDataRule(personal_data.action, personal_data.kinds)
     return Reading(task, config.data.format, columns, config.data.multi_label, rule)
 
 
