@@ -96,6 +96,16 @@ def test_the_report_counts_and_shows_nothing_that_it_found() -> None:
     assert clean(("nothing",), PersonalDataRule("drop", KINDS), report) == ("nothing",)
 
 
+def test_no_example_shows_a_piece_of_an_item() -> None:
+    report = PersonalDataReport()
+    addresses = [f"{'long-' * 8}name-{number}@{'sub.' * 10}example.org" for number in range(30)]
+    clean((" ".join(addresses),), PersonalDataRule("mask", KINDS), report)
+    assert report.num_items == {"email": 30}
+    assert all(
+        set(example.split()) <= {"<email>", "<emai", "<ema", "<em", "email>", "mail>"} for example in report.examples["email"]
+    )
+
+
 def luhn(digits: str) -> str:
     """The digits and the one that checks them."""
     total = sum(sum(divmod(int(digit) * (2 - place % 2), 10)) for place, digit in enumerate(reversed(digits)))

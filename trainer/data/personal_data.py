@@ -94,13 +94,10 @@ def masked(text: str, findings: Sequence[Finding]) -> str:
 
 def _example(text: str, findings: Sequence[Finding], number: int) -> str:
     """An item with what is around it, all personal data in it masked, in one line."""
-    before, after = masked(text[: findings[number].begin], findings[:number]), findings[number].end
-    rest = [Finding(each.begin - after, each.end - after, each.kind) for each in findings[number + 1 :]]
-    # Of what follows, what is in reach: a text may be long, and have many.
-    near = text[after : after + 8 * _CONTEXT_CHARACTERS]
-    following = masked(near, [each for each in rest if each.end <= len(near)])
-    excerpt = f"{before[-_CONTEXT_CHARACTERS:]}<{findings[number].kind}>{following[:_CONTEXT_CHARACTERS]}"
-    return " ".join(excerpt.split())
+    begin, end, kind = findings[number]
+    before = masked(text[:begin], findings[:number])
+    after = masked(text[end:], [Finding(each.begin - end, each.end - end, each.kind) for each in findings[number + 1 :]])
+    return " ".join(f"{before[-_CONTEXT_CHARACTERS:]}<{kind}>{after[:_CONTEXT_CHARACTERS]}".split())
 
 
 @dataclass(frozen=True)
