@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.files import json_bytes
+from trainer.files import is_inside, json_bytes
 from trainer.location import is_local, os_errors
 
 FORMAT = 2
@@ -46,7 +46,7 @@ def read_manifest(path: Path, step: int) -> tuple[dict[str, Any] | None, str | N
     try:
         manifest = json.loads(written)
         problem = _problem(manifest, written, step)
-    except ValueError as error:  # no JSON, or text that cannot be encoded
+    except (ValueError, RecursionError) as error:  # no JSON, or text that cannot be encoded
         return None, f"{MANIFEST} is damaged ({error})"
     return (manifest, None) if problem is None else (None, problem)
 
@@ -64,6 +64,11 @@ def _problem(manifest: Any, written: bytes, step: int) -> str | None:
         return f"{MANIFEST} is of format {manifest['format']}, and this version of Drumline reads {FORMAT}"
     if manifest["step"] != step:
         return f"{MANIFEST} is of step {manifest['step']}"
+    if not isinstance(manifest.get("files"), dict):
+        return f"{MANIFEST} does not say what files there are"
+    for name in manifest["files"]:
+        if not is_inside(name):
+            return f"{MANIFEST} names the file {name!r}, which is not in the checkpoint"
     return None
 
 

@@ -6,13 +6,19 @@ import hashlib
 import json
 import os
 import socket
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 
 def json_bytes(content: Any) -> bytes:
     """JSON for people to read, with a line end."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path that someone else wrote down stays within the folder that it is relative to."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -13,6 +14,9 @@ from trainer.data.sources import Span, compression_of, one_line
 from trainer.errors import DataError
 
 BLOCK_BYTES = 2**20
+# Beyond these it is no text, but a file made to fill the memory or the disk of whoever reads it.
+LONGEST_LINE_BYTES = 256 * 2**20
+MOST_EXPANSION, ALWAYS_HELD_BYTES = 200, 64 * 2**20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -24,9 +28,32 @@ def open_span(span: Span) -> BinaryIO:
             file = open(span.path, "rb", buffering=BLOCK_BYTES)  # noqa: SIM115
             file.seek(span.begin)
             return file
-        return cast(BinaryIO, io.BufferedReader(pa.input_stream(span.path, compression=compression), BLOCK_BYTES))
+        stream = pa.input_stream(span.path, compression=compression)
+        limit = ALWAYS_HELD_BYTES + MOST_EXPANSION * os.path.getsize(span.path)
+        return cast(BinaryIO, io.BufferedReader(_Bounded(stream, limit), BLOCK_BYTES))
     except OSError as error:
         raise unreadable(span.path, error) from None
+
+
+class _Bounded(io.RawIOBase):
+    """What a compressed file holds; raises OSError where that is more than `limit` bytes."""
+
+    def __init__(self, stream: pa.NativeFile, limit: int) -> None:
+        self._stream, self._limit, self._left = stream, limit, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        num_read = int(self._stream.readinto(buffer))
+        self._left -= num_read
+        if self._left < 0:
+            raise OSError(f"it holds more than {self._limit:,} bytes, over {MOST_EXPANSION} times its own size")
+        return num_read
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def checked_read(file: BinaryIO, path: str, limit: int = -1) -> bytes:
@@ -51,11 +78,15 @@ def byte_lines(span: Span) -> Iterator[tuple[int, bytes]]:
         offset = span.begin
         while compressed or offset < span.end:
             try:
-                line = file.readline()
+                line = file.readline(LONGEST_LINE_BYTES + 1)
             except OSError as error:
                 raise unreadable(span.path, error) from None
             if not line:
                 return
+            if len(line) > LONGEST_LINE_BYTES:
+                raise DataError(
+                    f"{span.path}: has a line of over {LONGEST_LINE_BYTES:,} bytes; is it text? Break it, or leave it out"
+                )
             yield offset, line
             offset += len(line)
 

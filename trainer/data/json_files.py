@@ -70,7 +70,7 @@ def _objects(span: Span) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{_place(span, offset)}: is not JSON ({one_line(error)}); expected an object a line") from None
         if not isinstance(record, dict):
             where = _place(span, offset)
@@ -101,7 +101,7 @@ def _squad_data(span: Span) -> list[Any]:
         text = decode(checked_read(file, span.path), span.path, 0)
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{span.path}: is not JSON ({one_line(error)}); expected one object as SQuAD has it") from None
     return _member(content, "data", list, span.path)
 

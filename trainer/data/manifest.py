@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config import ENCODER_DECODERS, FIELDS, Config, DataConfig
 from trainer.errors import DataError
-from trainer.files import json_bytes, write_atomically
+from trainer.files import is_inside, json_bytes, write_atomically
 from trainer.sizes import Sizes
 
 STORE_VERSION = 1
@@ -176,7 +176,7 @@ def read_manifest(store: Path) -> StoreManifest:
         raise DataError(
             f"{path}: no such file; the token store is not there or not whole: run: drumline prepare CONFIG"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it and run: drumline prepare CONFIG") from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != STORE_VERSION:
@@ -185,7 +185,7 @@ def read_manifest(store: Path) -> StoreManifest:
             "delete the store and run: drumline prepare CONFIG"
         )
     try:
-        return StoreManifest(
+        manifest = StoreManifest(
             **{
                 **content,
                 "train": tuple(_dataset(entry) for entry in content["train"]),
@@ -195,6 +195,17 @@ def read_manifest(store: Path) -> StoreManifest:
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error}); delete it and run: drumline prepare CONFIG") from None
+    for file in _files(manifest):
+        if not is_inside(file):
+            raise DataError(f"{path}: names the file {file!r}, which is not in the store; do not use this store")
+    return manifest
+
+
+def _files(manifest: StoreManifest) -> Iterator[str]:
+    for dataset in manifest.train + manifest.validation:
+        yield from (part.file for part in dataset.parts)
+        if dataset.rows is not None:
+            yield dataset.rows.file
 
 
 def read_manifest_of(config: Config) -> StoreManifest:

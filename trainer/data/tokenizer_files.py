@@ -103,7 +103,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def _object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON ({error}); check the file") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: got a JSON {type(content).__name__}, expected an object; check the file")

@@ -56,7 +56,7 @@ def read_items(config: Config, given: Lines) -> Iterator[Item]:
 def _item(line: str, fields: Mapping[str, str], place: str) -> Item:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: is not JSON ({error}); give one object a line") from None
     if not isinstance(content, dict):
         raise DataError(

@@ -9,12 +9,13 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from trainer.errors import CheckpointError
+from trainer.files import is_inside
 
 TENSORS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -103,8 +104,7 @@ def _files(folder: Path) -> dict[str, Path]:
     if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
         raise CheckpointError(f"{index}: has no `weight_map` of names and files; fetch it again")
     for file in dict.fromkeys(table.values()):
-        parts = PurePosixPath(file).parts
-        if not parts or file.startswith("/") or ".." in parts or "\\" in file or "\0" in file:
+        if not is_inside(file):
             raise CheckpointError(f"{index}: names the file {file!r}, which is not in the folder; do not use these weights")
     return {name: folder / file for name, file in table.items()}
 
