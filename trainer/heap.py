@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-# Of <malloc.h>: by how much more than is asked for a heap grows, and what stays free at its end. Its unit is bytes.
+# Of <malloc.h>: by how many bytes more than is asked for a heap grows, and how many stay free at its end.
 M_TOP_PAD = -2
 # What glibc gives a thread's heap at most.
 KEPT_BYTES = 64 << 20
@@ -20,8 +20,8 @@ def keep_free_ends() -> None:
     """Has each heap end in free memory, from which large buffers are taken. What does not fit there glibc maps anew each time
     and gives back, and the system fills its pages with zeros: those of matrix products took a tenth of a step. To be called
     before TensorFlow is imported: a heap grows only for what is small, so later it would not get its free end."""
-    if _glibc() is not None:
-        _glibc().mallopt(M_TOP_PAD, KEPT_BYTES)
+    if (libc := _glibc()) is not None:
+        libc.mallopt(M_TOP_PAD, KEPT_BYTES)
 
 
 def compiled_by_first_call(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -33,8 +33,8 @@ def compiled_by_first_call(function: Callable[Arguments, Result]) -> Callable[Ar
         nonlocal is_compiled
         result = function(*arguments, **options)
         if not is_compiled:
-            if _glibc() is not None:
-                _glibc().malloc_trim(0)
+            if (libc := _glibc()) is not None:
+                libc.malloc_trim(0)
             is_compiled = True
         return result
 

@@ -84,7 +84,7 @@ def read_pieces(span: Span, reading: Reading, report: PersonalDataReport | None 
     (column,) = reading.columns
     rule = reading.personal_data
     if reading.format == "text":
-        # A piece ends with a line where it can, so nothing that is looked for lies in two.
+        # A piece ends with a line, so nothing that is looked for lies in two, but where a line is longer than a piece.
         pieces = _running_text(span)
         return pieces if rule is None else (_clean_piece(piece, rule, report) for piece in pieces)
     if reading.format == "lines":

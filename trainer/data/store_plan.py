@@ -15,7 +15,7 @@ from trainer.data.manifest import Split
 from trainer.data.parts import PartPlan
 from trainer.data.personal_data import PersonalDataRule
 from trainer.data.readers import Reading
-from trainer.data.sources import Span, plan_units
+from trainer.data.sources import plan_units
 from trainer.data.tables import FieldColumn
 from trainer.errors import DataError
 from trainer.files import json_bytes, write_atomically
@@ -132,11 +132,7 @@ def _labels_source(plan: StorePlan) -> str:
 
 
 def _spans(plan: StorePlan) -> list[dict[str, Any]]:
-    return [_content(span) for part in plan.train_parts for span in part.unit.spans]
-
-
-def _content(span: Span) -> dict[str, Any]:
-    return _set_keys(asdict(span))
+    return [_set_keys(asdict(span)) for part in plan.train_parts for span in part.unit.spans]
 
 
 def _set_keys(content: dict[str, Any]) -> dict[str, Any]:
