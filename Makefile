@@ -31,7 +31,7 @@ HOROVOD := $(VENV)/.horovod-for-$(ACCELERATOR)
 
 PARITY := $(VENV)/.parity
 
-.PHONY: help setup horovod parity demo test test-processes faults rehearse-kubernetes rehearse-slurm image-rehearsal check audit lock bench test-benchmarks clean
+.PHONY: help setup horovod parity demo test test-processes faults fuzz rehearse-kubernetes rehearse-slurm image-rehearsal check audit lock bench test-benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-processes: $(HOROVOD) ## run the tests that start real processes (horovodru
 
 faults: $(HOROVOD) ## inject faults into real runs and print the figures; ROUNDS=100 kills as often
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/faults -m "faults or not faults" --rounds $(ROUNDS)
+
+fuzz: $(SET_UP) ## change files at random, thousands of times each, and read them: nothing but complaints may come of it
+	$(BIN)/python -m pytest tests/unit/test_fuzzing.py --hypothesis-profile long --durations 0
 
 rehearse-kubernetes: $(HOROVOD) ## play a cluster on this machine, and train on it from the printed manifests; needs root
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/rehearsal -m rehearsal -rs

@@ -69,7 +69,7 @@ def run(
     with selectors.DefaultSelector() as selector:
         try:
             for process in planned:
-                started = processes.start(process, os.environ, crew.mark, in_terminal=in_terminal)
+                started = processes.start(process, crew.mark, in_terminal=in_terminal)
                 crew.add(_Member(process.name, started), selector)
             while not all(member.done for member in crew.members):
                 _pump(selector, _POLL_SECONDS)

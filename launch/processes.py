@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from launch.plan import Process
 
@@ -25,15 +26,17 @@ def new_mark() -> str:
     return uuid.uuid4().hex
 
 
-def start(process: Process, environment: Mapping[str, str], mark: str, *, in_terminal: bool = False) -> subprocess.Popen[bytes]:
+def start(
+    process: Process, mark: str, *, in_terminal: bool = False, output: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
     """Starts a process in a session of its own, so that a Ctrl-C reaches it only once, through the launcher.
 
-    Its output is piped here, or, with `in_terminal`, goes where the launcher's own goes.
+    Its output is piped here, or goes to the file `output`, or, with `in_terminal`, where the launcher's own goes.
     """
-    pipe = None if in_terminal else subprocess.PIPE
+    pipe = None if in_terminal else output or subprocess.PIPE
     return subprocess.Popen(
         process.argv,
-        env={**environment, **process.env, _MARK: mark},
+        env={**os.environ, **process.env, _MARK: mark},
         stdin=None if in_terminal else subprocess.DEVNULL,
         stdout=pipe,
         stderr=pipe,

@@ -104,6 +104,15 @@ def read_secret(environment: Mapping[str, str], path: Path | None) -> bytes:
     return secret
 
 
+def read_variable(key: str, name: str | None) -> str | None:
+    """The value of the environment variable that the configuration names in `key`. Raises UserError where it is not set."""
+    if name is None:
+        return None
+    if not os.environ.get(name):
+        raise UserError(f"{key}: the variable {name} is not set; expected what it stands for")
+    return os.environ[name]
+
+
 def _find_peers(environment: Mapping[str, str], flags: Flags) -> tuple[str, ...]:
     if flags.peers is not None:
         peers, source = flags.peers, "--peers"

@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Of `make test`: the same examples each time, and few; `make fuzz` takes the profile `long`.
+settings.register_profile("default", max_examples=60, derandomize=True, deadline=10_000, database=None)
+settings.register_profile(
+    "long", max_examples=5_000, deadline=10_000, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("default")
 
 SMALL_CONFIG = """\
 run: {name: small, directory: RUNS}

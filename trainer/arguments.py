@@ -76,6 +76,14 @@ def temperature(text: str) -> float:
     return number
 
 
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    number = _number(text)
+    if number is None or not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
+    return number
+
+
 def probability(text: str) -> float:
     """A number above 0 and up to 1."""
     number = _number(text)

@@ -24,6 +24,7 @@ from trainer.verbs.evaluation import add_evaluate
 from trainer.verbs.export import add_export
 from trainer.verbs.prediction import add_predict
 from trainer.verbs.preparation import add_check, add_doctor, add_prepare
+from trainer.verbs.search import add_search
 from trainer.verbs.training import add_train, add_verify
 
 _EPILOG = """exit codes:
@@ -93,6 +94,7 @@ def _parser() -> Parser:
     add_export(verbs, common)
     add_verify(verbs, common)
     add_checkpoints(verbs, common)
+    add_search(verbs, common)
     add_doctor(verbs, common)
     add_launch_verbs(verbs, common)
     return parser

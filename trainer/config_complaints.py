@@ -10,18 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from trainer.config import Config
-
 # Where in the tree: ("data", "train", 0, "path").
 Place = tuple[str | int, ...]
 
 
-def explain(errors: Sequence[ErrorDetails]) -> Iterator[tuple[Place, str]]:
-    """For each place that is at fault: what was got, what was expected, and the nearest valid name."""
+def explain(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> Iterator[tuple[Place, str]]:
+    """For each place in a `root` that is at fault: what was got, what was expected, and the nearest valid name."""
     renamed = {}
     for error in errors:
         if error["type"] == "extra_forbidden":
-            renamed[error["loc"]] = _nearest_key(error["loc"])
+            renamed[error["loc"]] = _nearest_key(root, error["loc"])
     replaced = {(*place[:-1], near) for place, near in renamed.items()}
 
     expectations: dict[Place, list[ErrorDetails]] = {}
@@ -34,7 +32,7 @@ def explain(errors: Sequence[ErrorDetails]) -> Iterator[tuple[Place, str]]:
         # pydantic counts only the items that are right; those that are not have their own complaints.
         if error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]:
             continue
-        expectations.setdefault(_written(place), []).append(error)
+        expectations.setdefault(_written(root, place), []).append(error)
 
     for place, found in expectations.items():
         first = found[0]
@@ -103,13 +101,13 @@ def _nearest_choice(error: ErrorDetails) -> str | None:
     return _nearest(error["input"], _choices(error))
 
 
-def _nearest_key(place: Place) -> str | None:
+def _nearest_key(root: type[BaseModel], place: Place) -> str | None:
     """The key that an unknown one was meant to be: one of its section, or its name in another section."""
     wrong = str(place[-1])
-    section = _section(Config, place[:-1])
+    section = _section(root, place[:-1])
     near = _nearest(wrong, section.model_fields) if section else None
     if near is None:
-        elsewhere = [name for name, inner in _sections(Config) if wrong in inner.model_fields]
+        elsewhere = [name for name, inner in _sections(root) if wrong in inner.model_fields]
         near = f"{elsewhere[0]}.{wrong}" if elsewhere else None
     return near
 
@@ -122,24 +120,27 @@ def _suggest(name: str | None) -> str:
     return f"; did you mean {name}?" if name else ""
 
 
-def _written(place: Place) -> Place:
+def _written(root: type[BaseModel], place: Place) -> Place:
     """The part of a pydantic location that is a place in the file; what follows it names the members of a union."""
     for depth in range(1, len(place)):
-        if not isinstance(place[depth], int) and _section(Config, place[:depth]) is None:
+        if not isinstance(place[depth], int) and _section(root, place[:depth]) is None:
             return place[:depth]
     return place
 
 
 def _section(model: type[BaseModel], place: Place) -> type[BaseModel] | None:
     """The model of the section at a place."""
-    for key in place:
+    keys = iter(place)
+    for key in keys:
         if isinstance(key, int):
             continue
         inner = model.model_fields.get(key)
         found = _models(inner.annotation) if inner else []
-        if not found:
+        if inner is None or not found:
             return None
         model = found[0]
+        if typing.get_origin(inner.annotation) is dict:
+            next(keys, None)  # the name of one of them, which may be any
     return model
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from trainer.config import Config, ModelConfig
+from trainer.config import Config, ModelConfig, SearchConfig, Section
 from trainer.config_complaints import Place, dotted, explain, show
 from trainer.errors import ConfigError
 from trainer.pretrained.settings import CONFIG_FILE, FREE_KEYS, OWN_KEYS, read_settings
 
 # What a YAML file can hold, once read.
 Value: typing.TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
+
+AnySection = typing.TypeVar("AnySection", bound=Section)
 
 # Plain scalars as in YAML 1.2 (yaml.org/spec/1.2.2, section 10.3.2), which unlike PyYAML's 1.1 reads `3e-4` as a number
 # and `no` as a word. In order: the first that matches names the type.
@@ -57,23 +59,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError with all complaints at once, in the order of the file's lines and then of the overrides.
     """
-    source = _Source(path, _read(path))
-    for override in overrides:
-        source.override(override)
+    source = _Source.of(path, overrides)
     source.fill_from_pretrained()
-    try:
-        config = Config.model_validate(source.tree)
-    except ValidationError as error:
-        for place, text in explain(error.errors(include_url=False)):
-            if place not in source.unreadable:
-                source.complaints.append(_Complaint(source.origin(place), dotted(place), text))
-    if source.complaints:
-        raise ConfigError([str(complaint) for complaint in sorted(source.complaints, key=lambda complaint: complaint.where)])
-    return config
+    return source.validated(Config)
 
 
-def dump_config(config: Config) -> str:
-    """YAML that `load_config` reads back as an equal configuration."""
+def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Reads the file of a search, as `load_config` reads that of a run."""
+    return _Source.of(path, overrides).validated(SearchConfig)
+
+
+def dump_config(config: Section) -> str:
+    """YAML that `load_config`, or `load_search`, reads back as an equal configuration."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -118,6 +115,13 @@ class _Source:
     unreadable: set[Place] = field(default_factory=set)  # complained of already, and None in the tree
     num_overrides: int = 0
 
+    @classmethod
+    def of(cls, path: Path, overrides: Sequence[str]) -> _Source:
+        source = cls(path, _read(path))
+        for override in overrides:
+            source.override(override)
+        return source
+
     def __post_init__(self) -> None:
         node = _compose(self.text, str(self.path))
         if node is None:
@@ -152,6 +156,18 @@ class _Source:
         else:
             typing.cast("dict[str | int, Value]", parent)[place[-1]] = value
         self.origins[place] = origin
+
+    def validated(self, root: type[AnySection]) -> AnySection:
+        """The tree as this section. Raises ConfigError with all complaints."""
+        try:
+            section = root.model_validate(self.tree)
+        except ValidationError as error:
+            for place, text in explain(error.errors(include_url=False), root):
+                if place not in self.unreadable:
+                    self.complaints.append(_Complaint(self.origin(place), dotted(place), text))
+        if self.complaints:
+            raise ConfigError([str(complaint) for complaint in sorted(self.complaints, key=lambda complaint: complaint.where)])
+        return section
 
     def fill_from_pretrained(self) -> None:
         """What is missing of `model`, and the tokenizer, as the folder `model.initialize_from` has them; complains of what

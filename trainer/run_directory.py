@@ -92,9 +92,19 @@ def versions() -> dict[str, str]:
     return found
 
 
+def training_lines(metrics: Path) -> Iterator[dict[str, Any]]:
+    """The logged steps that `metrics.jsonl` has, in order."""
+    return (line for line in _whole_lines(metrics) if line["split"] == "train")
+
+
+def validation_lines(metrics: Path) -> Iterator[dict[str, Any]]:
+    """The evaluations that `metrics.jsonl` has, in order."""
+    return (line for line in _whole_lines(metrics) if line["split"] == "validation")
+
+
 def has_validation(metrics: Path, step: int) -> bool:
     """Whether `metrics.jsonl` has an evaluation of this step."""
-    return any(line["split"] == "validation" and line["step"] == step for line in _whole_lines(metrics))
+    return any(line["step"] == step for line in validation_lines(metrics))
 
 
 def cut_back(path: Path, step: int) -> None:

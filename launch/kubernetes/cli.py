@@ -1,4 +1,4 @@
-"""The verbs `launch kubernetes` and `launch kubernetes prepare`. Nothing of the renderer is imported before one is called."""
+"""The verb `launch kubernetes`, with or without `prepare` or `search` behind it. Nothing of the renderer is imported before."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from launch.kubernetes.objects import Manifest
-    from launch.kubernetes.options import Claim, Options, Placement, Preparation, Training
-    from trainer.config import Config
+    from launch.kubernetes.options import Claim, Options, Placement, Preparation, Searching, Training
+    from trainer.config import Config, SearchConfig
 
 logger = logging.getLogger(__name__)
 
 AnyParser = TypeVar("AnyParser", bound=argparse.ArgumentParser)
 
-_PREPARE = "prepare"
+_TRAIN, _PREPARE, _SEARCH = "train", "prepare", "search"
 _MASK = "(masked)"
 _TOKEN_BYTES = 32
-_OF_TRAINING = (
-    *("nodes", "gpus_per_node", "ranks_per_node", "kind", "shared_memory", "grace_seconds", "secret", "environment_secret"),
-    *("no_tensorboard", "runs_claim", "runs_size"),
-)
+_SHARED_MEMORY = "8Gi"
+# What each of the three needs, and which of the options belong to some of them alone.
+_NEEDED = {_TRAIN: "nodes", _PREPARE: "shards", _SEARCH: "pods"}
+_BELONGING = {
+    **dict.fromkeys(("nodes", "ranks_per_node", "kind", "secret", "no_tensorboard"), (_TRAIN,)),
+    **dict.fromkeys(("gpus_per_node", "shared_memory", "grace_seconds", "environment_secret"), (_TRAIN, _SEARCH)),
+    **dict.fromkeys(("runs_claim", "runs_size"), (_TRAIN, _SEARCH)),
+    "shards": (_PREPARE,),
+    "pods": (_SEARCH,),
+}
 _DESCRIPTION = """Prints the manifests of a training, for `kubectl apply -f -`.
-With the word `prepare` before CONFIG it prints those of `drumline prepare` instead, in shards over pods."""
+With the word `prepare` before CONFIG it prints those of `drumline prepare` instead, in shards over pods; with the word
+`search` those of `drumline search`, whose trials the pods share."""
 
 
 def add_verbs(verbs: argparse._SubParsersAction[AnyParser], common: AnyParser) -> None:
     """Adds `kubernetes` to what can be launched."""
     parser = verbs.add_parser(
         "kubernetes",
-        help="manifests of a Job, JobSet or MPIJob; `kubernetes prepare` for the data",
+        help="manifests of a Job, JobSet or MPIJob; `kubernetes prepare` for the data, `kubernetes search` for a search",
         description=_DESCRIPTION,
         parents=[common],
     )
-    parser.add_argument("config", metavar="[prepare] CONFIG", help="the YAML file of the run")
+    parser.add_argument("config", metavar="[prepare|search] CONFIG", help="the YAML file of the run")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="wins over the file")
     _add_job_arguments(parser)
     _add_volume_arguments(parser)
@@ -64,6 +71,7 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write files and a kustomization there instead of stdout")
     parser.add_argument("--dry-run", action="store_true", help="print the same with the secret masked, and write nothing")
     parser.add_argument("--shards", type=positive, metavar="N", help="of `kubernetes prepare`: how many pods share the work")
+    parser.add_argument("--pods", type=positive, metavar="N", help="of `kubernetes search`: how many pods share the trials")
 
 
 def _add_volume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +86,7 @@ def _add_volume_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     from launch.cli import not_negative, positive
 
-    training = parser.add_argument_group("training", "not for `kubernetes prepare`")
+    training = parser.add_argument_group("training", "not for `kubernetes prepare`; of a search GPUs, memory and variables")
     training.add_argument("--nodes", type=positive, metavar="N", help="how many pods train")
     training.add_argument("--gpus-per-node", type=not_negative, metavar="G", help="of each pod, a rank each (default: 0)")
     training.add_argument(
@@ -142,40 +150,71 @@ def _lazily(name: str) -> Callable[[str], Any]:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
+    work = _take_work(arguments)
+    path, overrides = Path(arguments.config), tuple(arguments.overrides)
+    match work:
+        case "prepare":
+            manifests = _preparing(path, overrides, arguments)
+        case "search":
+            manifests = _searching(path, overrides, arguments)
+        case _:
+            manifests = _training_of(path, overrides, arguments)
+    return _put_out(manifests, arguments)
+
+
+def _take_work(arguments: argparse.Namespace) -> str:
+    """What the first word asks for; takes it away. Raises UserError for options that belong to something else."""
+    from trainer.errors import UserError
+
+    work = arguments.config if arguments.config in (_PREPARE, _SEARCH) else _TRAIN
+    verb = "launch kubernetes" if work == _TRAIN else f"launch kubernetes {work}"
+    if work != _TRAIN:
+        if not arguments.overrides:
+            raise UserError(f"{verb}: got no CONFIG, expected a YAML file; a file of that name is ./{work}")
+        arguments.config, *arguments.overrides = arguments.overrides
+    for name, owners in _BELONGING.items():
+        if work not in owners and getattr(arguments, name) not in (None, False):
+            raise UserError(f"--{name.replace('_', '-')}: does not belong to `drumline {verb}`; leave it out")
+    needed = _NEEDED[work]
+    if getattr(arguments, needed) is None:
+        raise UserError(f"--{needed}: got nothing, expected how many pods `drumline {verb}` shall start")
+    return work
+
+
+def _preparing(path: Path, overrides: tuple[str, ...], arguments: argparse.Namespace) -> list[Manifest]:
     from launch.kubernetes.prepare import render_prepare
+    from trainer.config_io import load_config
+
+    config = load_config(path, overrides)
+    return render_prepare(config, _text(path), _preparation(config, arguments), overrides)
+
+
+def _searching(path: Path, overrides: tuple[str, ...], arguments: argparse.Namespace) -> list[Manifest]:
+    import json
+
+    from launch.kubernetes.search import render_search
+    from trainer.config_io import load_config, load_search
+
+    search = load_search(path, overrides)
+    base = Path(search.config)
+    config = load_config(base, [f"run.directory={json.dumps(search.directory)}"])
+    return render_search(search, config, (_text(path), _text(base)), _search(search, config, arguments), overrides)
+
+
+def _training_of(path: Path, overrides: tuple[str, ...], arguments: argparse.Namespace) -> list[Manifest]:
     from launch.kubernetes.render import render
     from launch.kubernetes.volumes import is_remote
     from trainer.config_io import load_config
 
-    preparing = _take_prepare(arguments)
-    path, overrides = Path(arguments.config), tuple(arguments.overrides)
     config = load_config(path, overrides)
-    text = path.read_bytes().decode("utf-8-sig")
-    if preparing:
-        return _put_out(render_prepare(config, text, _preparation(config, arguments), overrides), arguments)
-    manifests = render(config, text, _training(config, arguments), overrides)
+    manifests = render(config, _text(path), _training(config, arguments), overrides)
     if is_remote(config.checkpoint.directory):
         logger.info("Workers may reach port 443 everywhere: checkpoint.directory is %s.", config.checkpoint.directory)
-    return _put_out(manifests, arguments)
+    return manifests
 
 
-def _take_prepare(arguments: argparse.Namespace) -> bool:
-    """Whether the first word is `prepare`; takes it away. Raises UserError for options that belong to the other verb."""
-    from trainer.errors import UserError
-
-    preparing = bool(arguments.config == _PREPARE)
-    if preparing:
-        if not arguments.overrides:
-            raise UserError("launch kubernetes prepare: got no CONFIG, expected a YAML file; a file of that name is ./prepare")
-        arguments.config, *arguments.overrides = arguments.overrides
-    needed, foreign = ("shards", _OF_TRAINING) if preparing else ("nodes", ("shards",))
-    verb = "launch kubernetes prepare" if preparing else "launch kubernetes"
-    for name in foreign:
-        if getattr(arguments, name) not in (None, False):
-            raise UserError(f"--{name.replace('_', '-')}: does not belong to `drumline {verb}`; leave it out")
-    if getattr(arguments, needed) is None:
-        raise UserError(f"--{needed}: got nothing, expected how many pods `drumline {verb}` shall start")
-    return preparing
+def _text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8-sig")
 
 
 def _preparation(config: Config, arguments: argparse.Namespace) -> Preparation:
@@ -184,7 +223,25 @@ def _preparation(config: Config, arguments: argparse.Namespace) -> Preparation:
     from launch.kubernetes.prepare import SUFFIX
 
     suffixes = (f"{SUFFIX}-{arguments.shards - 1}", f"{SUFFIX}{CONFIG_SUFFIX}")
-    return Preparation(_options(config, arguments, suffixes), arguments.shards)
+    return Preparation(_options(config.run.name, "run.name", arguments, suffixes), arguments.shards)
+
+
+def _search(search: SearchConfig, config: Config, arguments: argparse.Namespace) -> Searching:
+    from launch.grace import grace_seconds
+    from launch.kubernetes.options import Searching
+    from launch.kubernetes.pod import CONFIG_SUFFIX
+    from launch.kubernetes.search import SUFFIX
+
+    suffixes = (f"{SUFFIX}-{arguments.pods - 1}", f"{SUFFIX}{CONFIG_SUFFIX}")
+    job = _options(search.name, "name", arguments, suffixes)
+    return Searching(
+        job=job,
+        pods=arguments.pods,
+        runs=_claim(arguments, job.name, "runs"),
+        grace_seconds=arguments.grace_seconds or grace_seconds(config),
+        shared_memory=arguments.shared_memory or _SHARED_MEMORY,
+        environment_secret=arguments.environment_secret,
+    )
 
 
 def _training(config: Config, arguments: argparse.Namespace) -> Training:
@@ -197,7 +254,7 @@ def _training(config: Config, arguments: argparse.Namespace) -> Training:
     kind: options.Kind = arguments.kind or "job"
     # Of the host names; TensorBoard's Service is named at most so.
     hosts = {"job": "", "jobset": f"-{WORKERS}-0", "mpijob": "-worker"}[kind]
-    job = _options(config, arguments, (f"{hosts}-{num_nodes - 1}", "-launcher", tensorboard.SUFFIX))
+    job = _options(config.run.name, "run.name", arguments, (f"{hosts}-{num_nodes - 1}", "-launcher", tensorboard.SUFFIX))
     if arguments.secret is not None:
         secret = options.Secret(arguments.secret)
     else:
@@ -210,7 +267,7 @@ def _training(config: Config, arguments: argparse.Namespace) -> Training:
         secret=secret,
         grace_seconds=arguments.grace_seconds or grace_seconds(config),
         kind=kind,
-        shared_memory=arguments.shared_memory or "8Gi",
+        shared_memory=arguments.shared_memory or _SHARED_MEMORY,
         tensorboard=not arguments.no_tensorboard,
         environment_secret=arguments.environment_secret,
     )
@@ -223,10 +280,10 @@ def _new_token() -> str:
     return base64.b64encode(secrets.token_hex(_TOKEN_BYTES).encode()).decode()
 
 
-def _options(config: Config, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> Options:
+def _options(default_name: str, key: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> Options:
     from launch.kubernetes.options import Options, Resources, derive_name, require_room
 
-    name = derive_name(config.run.name, arguments.name)
+    name = derive_name(default_name, key, arguments.name)
     require_room(name, suffixes)
     return Options(
         name=name,

@@ -6,14 +6,15 @@ from launch.kubernetes.objects import Component, Manifest, object_of, selector_o
 from launch.kubernetes.options import Options
 
 HTTPS_PORT = 443
+_DATABASE_PORTS = (5432, 3306)  # of PostgreSQL, and of MySQL
+_NAMES = {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
 
 
 def worker_policy(options: Options, *, to_storage: bool) -> Manifest:
     """All ports between the workers. `to_storage` opens HTTPS to everywhere, for checkpoints behind a URL."""
     workers = [{"podSelector": {"matchLabels": selector_of(options, "worker")}}]
-    names = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
     storage = [{"ports": [{"protocol": "TCP", "port": HTTPS_PORT}]}] if to_storage else []
-    return _policy(options, "", "worker", [{"from": workers}], [{"to": workers}, {"ports": names}, *storage])
+    return _policy(options, "", "worker", [{"from": workers}], [{"to": workers}, _NAMES, *storage])
 
 
 def tensorboard_policy(options: Options, port: int) -> Manifest:
@@ -25,6 +26,13 @@ def tensorboard_policy(options: Options, port: int) -> Manifest:
 def prepare_policy(options: Options) -> Manifest:
     """Shards meet in the volume alone."""
     return _policy(options, "-prepare", "prepare", [], [])
+
+
+def search_policy(options: Options, *, to_database: bool, to_storage: bool) -> Manifest:
+    """Searching pods meet in the volume, or in a database. `to_storage` opens HTTPS to everywhere, as for workers."""
+    ports = [*(_DATABASE_PORTS if to_database else ()), *([HTTPS_PORT] if to_storage else [])]
+    egress = [_NAMES, {"ports": [{"protocol": "TCP", "port": port} for port in ports]}] if ports else []
+    return _policy(options, "-search", "search", [], egress)
 
 
 def _policy(options: Options, suffix: str, component: Component, ingress: list[Manifest], egress: list[Manifest]) -> Manifest:

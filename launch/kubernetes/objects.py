@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from launch.kubernetes.options import Options
 
 Manifest: TypeAlias = "dict[str, Any]"
-Component = Literal["worker", "tensorboard", "prepare"]
+Component = Literal["worker", "tensorboard", "prepare", "search"]
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CONFIG_KEY = "config.yaml"
@@ -42,6 +43,6 @@ def queued(workload: Manifest, options: Options) -> Manifest:
     return workload
 
 
-def config_map(options: Options, text: str, suffix: str) -> Manifest:
-    """The YAML as it is in the file."""
-    return {**object_of("ConfigMap", "v1", options, suffix), "data": {CONFIG_KEY: text}}
+def config_map(options: Options, suffix: str, texts: Mapping[str, str]) -> Manifest:
+    """The YAML of files as it is in them, by their names in the container."""
+    return {**object_of("ConfigMap", "v1", options, suffix), "data": dict(texts)}

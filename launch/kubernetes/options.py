@@ -111,13 +111,26 @@ class Preparation:
     shards: int
 
 
-def derive_name(run_name: str, given: str | None) -> str:
-    """The name of all objects, by default from `run.name`. Raises UserError where Kubernetes would not take it."""
-    name = given if given is not None else re.sub(r"[^a-z0-9-]+", "-", run_name.lower()).strip("-")
+@dataclass(frozen=True)
+class Searching:
+    """`drumline search` in so many pods, which share the trials."""
+
+    job: Options
+    pods: int
+    runs: Claim
+    grace_seconds: int
+    shared_memory: str = "8Gi"
+    environment_secret: str | None = None
+
+
+def derive_name(default: str, key: str, given: str | None) -> str:
+    """The name of all objects, by default from what the configuration has for `key`. Raises UserError where Kubernetes would
+    not take it."""
+    name = given if given is not None else re.sub(r"[^a-z0-9-]+", "-", default.lower()).strip("-")
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        source = "--name" if given is not None else "run.name"
+        source = "--name" if given is not None else key
         raise UserError(
-            f"{source}: got {given if given is not None else run_name}, expected a name for Kubernetes: lower-case letters, "
+            f"{source}: got {given if given is not None else default}, expected a name for Kubernetes: lower-case letters, "
             "digits and -, a letter first and no - last; give one with --name"
         )
     return name

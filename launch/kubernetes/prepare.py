@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from launch.kubernetes.job import failure_policy, indexed, time_to_live
 from launch.kubernetes.network import prepare_policy
-from launch.kubernetes.objects import Manifest, config_map, labels_of, object_of, queued
+from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map, labels_of, object_of, queued
 from launch.kubernetes.options import Preparation, amount
 from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
@@ -42,7 +42,7 @@ def render_prepare(config: Config, text: str, preparation: Preparation, override
         },
     }
     return [
-        config_map(options, text, _CONFIG_SUFFIX),
+        config_map(options, _CONFIG_SUFFIX, {CONFIG_KEY: text}),
         *new_claims(options, {"-data": options.data}),
         prepare_policy(options),
         job,

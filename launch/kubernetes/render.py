@@ -8,7 +8,7 @@ from launch.kubernetes.job import render_job
 from launch.kubernetes.jobset import render_jobset
 from launch.kubernetes.mpijob import render_mpijob
 from launch.kubernetes.network import worker_policy
-from launch.kubernetes.objects import Manifest, config_map, object_of
+from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map, object_of
 from launch.kubernetes.options import Training, amount
 from launch.kubernetes.pod import CONFIG_SUFFIX, SECRET_KEY
 from launch.kubernetes.tensorboard import render_tensorboard
@@ -30,7 +30,7 @@ def render(config: Config, text: str, training: Training, overrides: Sequence[st
             workers = render_mpijob(config, training, folders, overrides)
     options = training.job
     return [
-        config_map(options, text, CONFIG_SUFFIX),
+        config_map(options, CONFIG_SUFFIX, {CONFIG_KEY: text}),
         *_secret(training),
         *new_claims(options, {"-data": options.data, "-runs": training.runs}),
         worker_policy(options, to_storage=is_remote(config.checkpoint.directory)),

@@ -29,8 +29,8 @@ from pydantic.fields import FieldInfo
 
 from launch.machine import free_ports
 from tests.training import ROOT, TEXT, environment, json_lines
-from trainer.config import Config, GenerationConfig
-from trainer.config_io import load_config
+from trainer.config import Config, GenerationConfig, SearchConfig
+from trainer.config_io import load_config, load_search
 from trainer.errors import DrumlineError
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -47,6 +47,8 @@ SMALLER = {
     "steps: 400": "steps: 20",
     "batches: 10": "batches: 2",
 }
+# The tables of all keys, and what they are the keys of.
+TABLES = (("docs/configuration.md", Config), ("docs/search.md", SearchConfig))
 # What a part of a configuration is a part of, where it names its task.
 RECIPES = {"classification": "sentiment", "translation": "translation"}
 NUM_CHARACTERS = 60_000
@@ -60,6 +62,7 @@ TARGETS_FOR_PEOPLE = {
     "bench": "measures, for hours, and its figures mean something on a quiet machine alone",
     "audit": "asks the package index, which need not be in reach, and knows more from day to day",
     "test-benchmarks": "starts forty trainings for a quarter of an hour",
+    "fuzz": "tries new changes each time, for minutes; `make test` tries the same few dozens",
     "faults": "injects faults for minutes to hours; its quick part is in `make test`",
     "rehearse-slurm": "needs Slurm's daemons, which hardly any machine has",
     "image-rehearsal": "builds a Debian and an image for a quarter of an hour",
@@ -117,14 +120,15 @@ def in_code(text: str) -> list[str]:
 
 
 def schema_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a configuration: those of a list's items are written `list[].key`."""
+    """Every key of a configuration: those of a list's items are written `list[].key`, of a mapping's `mapping.NAME.key`."""
     for name, info in model.model_fields.items():
         key, inner = f"{prefix}{name}", list(models_in(info.annotation))
         is_list = get_origin(info.annotation) is tuple
         if is_list or not inner:
             yield key, info
         for section in inner:
-            yield from schema_keys(section, f"{key}[]." if is_list else f"{key}.")
+            is_mapping = get_origin(info.annotation) is dict
+            yield from schema_keys(section, f"{key}[]." if is_list else f"{key}.NAME." if is_mapping else f"{key}.")
 
 
 def models_in(annotation: object) -> Iterator[type[BaseModel]]:
@@ -155,13 +159,14 @@ def true_default(info: FieldInfo) -> object:
 # What can be seen without running anything.
 
 
-def test_the_configuration_table_has_every_key_of_the_schema_with_its_default() -> None:
+@pytest.mark.parametrize(("document", "schema"), TABLES)
+def test_the_configuration_table_has_every_key_of_the_schema_with_its_default(document: str, schema: type[BaseModel]) -> None:
     written = {
         key: written_default(default)
-        for keys, default, _ in rows("docs/configuration.md", ("key", "default", "meaning"))
+        for keys, default, _ in rows(document, ("key", "default", "meaning"))
         for key in in_code(keys)
     }
-    true = {key: true_default(info) for key, info in schema_keys(Config)}
+    true = {key: true_default(info) for key, info in schema_keys(schema)}
     assert written.keys() - true.keys() == set(), "these keys do not exist"
     assert true.keys() - written.keys() == set(), "these keys are not explained"
     assert {key: (type(value), value) for key, value in written.items()} == {
@@ -169,15 +174,17 @@ def test_the_configuration_table_has_every_key_of_the_schema_with_its_default() 
     }
 
 
-def test_the_configuration_table_explains_no_key_twice() -> None:
-    keys = [key for row in rows("docs/configuration.md", ("key", "default", "meaning")) for key in in_code(row[0])]
+@pytest.mark.parametrize("document", [document for document, _ in TABLES])
+def test_the_configuration_table_explains_no_key_twice(document: str) -> None:
+    keys = [key for row in rows(document, ("key", "default", "meaning")) for key in in_code(row[0])]
     assert len(keys) == len(set(keys))
 
 
-def test_the_configuration_table_names_every_choice() -> None:
-    table = rows("docs/configuration.md", ("key", "default", "meaning"))
+@pytest.mark.parametrize(("document", "schema"), TABLES)
+def test_the_configuration_table_names_every_choice(document: str, schema: type[BaseModel]) -> None:
+    table = rows(document, ("key", "default", "meaning"))
     meanings = {key: meaning for keys, _, meaning in table for key in in_code(keys)}
-    for key, info in schema_keys(Config):
+    for key, info in schema_keys(schema):
         missing = set(choices_in(info.annotation)) - set(in_code(meanings[key]))
         assert not missing, f"{key}: {missing} are not named"
 
@@ -204,6 +211,10 @@ def test_the_table_of_exit_codes_has_those_of_the_errors() -> None:
 def test_yaml_in_documents_is_a_valid_part_of_a_configuration(document: str, tmp_path: Path) -> None:
     for number, block in enumerate(blocks(document, "yaml")):
         part = yaml.safe_load(block)
+        if "parameters" in part:
+            (tmp_path / f"{number}.yaml").write_text(block)
+            load_search(tmp_path / f"{number}.yaml")
+            continue
         recipe = RECIPES.get(part.pop("task", None), "demo")
         whole = yaml.safe_load((ROOT / f"configs/{recipe}.yaml").read_text())
         for section, values in part.items():

@@ -35,7 +35,7 @@ logging: {{every: 1}}
 watchdog: {{silence_seconds: 5.0}}
 """
 # As much as two cores have.
-_RESOURCES = ("--cpus", "1", "--memory", "4Gi", "--shared-memory", "256Mi", "--grace-seconds", "30")
+RESOURCES = ("--cpus", "1", "--memory", "4Gi", "--shared-memory", "256Mi", "--grace-seconds", "30")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Workshop:
 
     def render_training(self, nodes: int, ranks: int, *options: str) -> list[dict[str, Any]]:
         size = ("--nodes", str(nodes), "--ranks-per-node", str(ranks))
-        return self.render("config.yaml", *size, "--data-claim", "data", "--runs-claim", "runs", *_RESOURCES, *options)
+        return self.render("config.yaml", *size, "--data-claim", "data", "--runs-claim", "runs", *RESOURCES, *options)
 
 
 def make_workshop(directory: Path, data: Path | None = None) -> Workshop:

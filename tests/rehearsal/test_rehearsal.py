@@ -12,7 +12,7 @@ from tests.rehearsal.cluster import Cluster
 from tests.rehearsal.conftest import Rehearsed
 from tests.rehearsal.controllers import JobController, JobSetController
 from tests.rehearsal.pods import Pod
-from tests.rehearsal.run import NAME, STEPS, Workshop, compare, make_workshop
+from tests.rehearsal.run import NAME, RESOURCES, STEPS, Workshop, compare, make_workshop
 from tests.rehearsal.test_cluster import plain_pod
 from tests.rehearsal.traffic import selects
 
@@ -149,6 +149,28 @@ def test_prepare_in_2_shards_and_the_merge(cluster: Cluster, reference: Workshop
     assert cluster.wait_for_outcome(f"{NAME}-prepare", 60) == "Complete"
     made, expected = (each.directory / "data" / "store" for each in (fresh, reference))
     assert contents(made) == contents(expected)
+
+
+@pytest.mark.usefixtures("rehearsed")
+def test_a_search_in_2_pods_of_which_one_is_drained(stage: Cluster, workshop: Workshop, reference: Workshop) -> None:
+    rates = {"optimizer.learning_rate": {"values": [1e-4, 3e-4, 1e-3, 3e-3]}}
+    search = {"name": "rates", "config": "config.yaml", "method": "grid", "metric": "loss", "parameters": rates}
+    (workshop.directory / "search.yaml").write_text(json.dumps(search))
+    claims = ("--data-claim", "data", "--runs-claim", "runs")
+    stage.apply(workshop.render("search", "search.yaml", "--pods", "2", *claims, *RESOURCES))
+    runs = workshop.directory / "runs/rates"
+    begun = runs / "trial-0000/run/metrics.jsonl"
+    stage.wait_until(lambda: begun.exists() and begun.stat().st_size > 0, 60, "the first steps")
+    first = next(pod for pod in stage.pods if "trial 0: " in pod.output)
+    first.drain()
+    stage.wait_until(lambda: first.finished, 60, "the drained pod's end")
+    assert stage.wait_for_outcome("rates-search", _LIMIT_SECONDS) == "Complete"
+    assert [line.split(",")[1] for line in (runs / "results.csv").read_text().splitlines()] == ["state", *["done"] * 4]
+    starts = [json.loads((runs / f"trial-{trial:04d}/run/run.json").read_text())["starts"] for trial in range(4)]
+    assert [len(each) for each in starts[1:]] == [1, 1, 1]
+    assert len({each[0]["host"] for each in starts}) == 2
+    for trial in range(4):
+        workshop.drumline("verify", f"runs/rates/trial-{trial:04d}/run")
 
 
 def disturb(stage: Cluster, workshop: Workshop, hostname: str, how: Callable[[Pod], None], step: int) -> list[int | None]:

@@ -15,13 +15,16 @@ from tests.training import ROOT
 from trainer.cli import main
 
 TRAININGS = ("job", "jobset", "mpijob")
-KINDS = (*TRAININGS, "prepare")
+KINDS = (*TRAININGS, "prepare", "search")
 
 # What the command cannot do without.
 LEAST = {
     **{kind: ("--nodes", "4", "--kind", kind) for kind in TRAININGS},
     "prepare": ("--shards", "3"),
+    "search": ("--pods", "3"),
 }
+# What each kind is asked for with.
+CONFIGS = {**dict.fromkeys(KINDS, "configs/demo.yaml"), "search": "configs/search/demo.yaml"}
 COMMON = (
     *("--name", "gang", "--namespace", "training", "--cpus", "7.5", "--memory", "100Gi", "--restarts", "5"),
     *("--queue", "gpus", "--node-selector", "pool=a100", "--node-selector", "kubernetes.io/arch=amd64"),
@@ -30,6 +33,10 @@ COMMON = (
 )
 ALL = {
     "prepare": (*COMMON, "--data-size", "2Ti", "--storage-class", "shared"),
+    "search": (
+        *(*COMMON, "--gpus-per-node", "8", "--data-claim", "texts", "--runs-size", "2Ti", "--storage-class", "shared"),
+        *("--shared-memory", "16Gi", "--grace-seconds", "321", "--environment-secret", "database"),
+    ),
     **{
         kind: (
             *(*COMMON, "--gpus-per-node", "8", "--ranks-per-node", "4", "--data-claim", "texts", "--runs-size", "2Ti"),
@@ -39,13 +46,14 @@ ALL = {
     },
 }
 OVERRIDES = ("train.steps=100", "optimizer.learning_rate=1e-3")
+OVERRIDES_OF = {**dict.fromkeys(KINDS, OVERRIDES), "search": ("trials=3", "parallel=2")}
 
 Manifests = dict[tuple[str, str], dict[str, Any]]
 
 
-def command(kind: str, *options: str, config: Path | str = "configs/demo.yaml") -> list[str]:
-    words = ["prepare"] if kind == "prepare" else []
-    return ["-q", "launch", "kubernetes", *words, str(config), "--image", "drumline:1", *LEAST[kind], *options]
+def command(kind: str, *options: str, config: Path | str | None = None) -> list[str]:
+    words = [] if kind in TRAININGS else [kind]
+    return ["-q", "launch", "kubernetes", *words, str(config or CONFIGS[kind]), "--image", "drumline:1", *LEAST[kind], *options]
 
 
 def by_name(text: str) -> Manifests:
@@ -56,7 +64,7 @@ def by_name(text: str) -> Manifests:
     return found
 
 
-def render(capsys: pytest.CaptureFixture[str], kind: str, *options: str, config: Path | str = "configs/demo.yaml") -> Manifests:
+def render(capsys: pytest.CaptureFixture[str], kind: str, *options: str, config: Path | str | None = None) -> Manifests:
     """What the command prints, run from the repository's root."""
     assert main(command(kind, *options, config=config)) == 0, capsys.readouterr().err
     return by_name(capsys.readouterr().out)

@@ -16,6 +16,7 @@ from tests.unit.kubernetes_manifests import (
     ALL,
     KINDS,
     OVERRIDES,
+    OVERRIDES_OF,
     TRAININGS,
     by_name,
     command,
@@ -134,6 +135,47 @@ def test_what_cannot_be_prepared_is_refused(options: tuple[str, ...], complaint:
 def test_prepare_needs_a_configuration_and_shards(capsys: Capsys) -> None:
     assert "got no CONFIG" in refusal(capsys, "launch", "kubernetes", "prepare", "--image", "x")
     assert "--shards: got nothing" in refusal(capsys, "launch", "kubernetes", "prepare", "configs/demo.yaml", "--image", "x")
+
+
+# Searching.
+
+
+def test_a_search_is_an_indexed_job_whose_pods_share_a_journal(capsys: Capsys) -> None:
+    manifests = render(capsys, "search", "--gpus-per-node", "2", *OVERRIDES_OF["search"])
+    assert {kind for kind, _ in manifests} == {"ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "Job"}
+    spec = manifests["Job", "search-demo-search"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == [
+        *("drumline", "search", "/etc/drumline/search.yaml", "config=/etc/drumline/config.yaml"),
+        *("storage=journal:runs/search-demo/search.journal", "trials=3", "parallel=2"),
+    ]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    assert (mounts["data"]["mountPath"], mounts["runs"]["mountPath"]) == ("/drumline/data", "/drumline/runs")
+    assert pod["terminationGracePeriodSeconds"] == 120
+
+
+def test_a_search_with_a_database_has_its_url_of_a_secret(capsys: Capsys) -> None:
+    options = ("storage_environment=DATABASE", "--environment-secret", "database")
+    (pod,) = workload_pods(capsys, "search", *options)
+    (container,) = pod["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "database"}}]
+    assert not [word for word in container["command"] if word.startswith("storage=")]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("storage_environment=DATABASE",), "--environment-secret: got nothing, expected a Secret with the key DATABASE"),
+        (("storage=sqlite:///runs/search.db",), "storage: got sqlite:///runs/search.db, which several machines cannot share"),
+        (("--nodes", "3"), "--nodes: does not belong to `drumline launch kubernetes search`"),
+        (("trial=3",), "trial=3: unknown key; did you mean trials?"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(options: tuple[str, ...], complaint: str, capsys: Capsys) -> None:
+    assert complaint in refusal(capsys, *command("search", *options))
 
 
 # The text.

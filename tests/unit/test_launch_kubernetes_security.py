@@ -12,6 +12,7 @@ import yaml
 from tests.unit.kubernetes_manifests import (
     ALL,
     KINDS,
+    TRAININGS,
     by_name,
     command,
     containers,
@@ -25,7 +26,7 @@ __all__ = ["in_root"]
 pytestmark = pytest.mark.usefixtures("in_root")
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_training = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prepare"])
+each_training = pytest.mark.parametrize("kind", TRAININGS)
 each_extent = pytest.mark.parametrize("extent", ["no", "all"])
 
 # Volumes that the standard allows, of those that are used here.
@@ -36,7 +37,7 @@ ALLOWED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
 @each_extent
 def test_every_pod_is_restricted(kind: str, extent: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = list(pods(list(render(capsys, kind, *(ALL[kind] if extent == "all" else ())).values())))
-    assert len(found) == {"job": 2, "jobset": 2, "mpijob": 3, "prepare": 1}[kind]
+    assert len(found) == {"job": 2, "jobset": 2, "mpijob": 3, "prepare": 1, "search": 1}[kind]
     for pod in found:
         assert pod["automountServiceAccountToken"] is False
         assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "serviceAccountName"}
@@ -155,6 +156,15 @@ def test_shards_talk_to_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     policy = render(capsys, "prepare")["NetworkPolicy", "demo-prepare"]["spec"]
     assert policy["ingress"] == policy["egress"] == []
     assert policy["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_searching_pods_talk_to_a_database_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    policy = render(capsys, "search")["NetworkPolicy", "search-demo-search"]["spec"]
+    assert policy["ingress"] == policy["egress"] == []
+    options = ("storage_environment=DATABASE", "--environment-secret", "database")
+    policy = render(capsys, "search", *options)["NetworkPolicy", "search-demo-search"]["spec"]
+    assert policy["ingress"] == []
+    assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 5432, 3306]
 
 
 def test_checkpoints_behind_a_url_open_https(capsys: pytest.CaptureFixture[str]) -> None:

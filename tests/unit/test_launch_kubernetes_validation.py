@@ -14,7 +14,7 @@ import yaml
 from kubernetes_validate import utils as kubernetes_schemas
 
 from tests.training import ROOT
-from tests.unit.kubernetes_manifests import ALL, KINDS, OVERRIDES, Manifests, in_root, kustomize, render
+from tests.unit.kubernetes_manifests import ALL, KINDS, OVERRIDES_OF, TRAININGS, Manifests, in_root, kustomize, render
 
 __all__ = ["in_root"]
 pytestmark = pytest.mark.usefixtures("in_root")
@@ -24,7 +24,7 @@ VERSIONS = sorted(set(kubernetes_schemas.all_versions()), key=lambda version: [i
 SCHEMAS = ROOT.parent / "shared/schemas"
 CUSTOM = {"JobSet": "jobset.x-k8s.io_jobsets.yaml", "MPIJob": "kubeflow.org_mpijobs.yaml"}
 
-EXTENTS = {"no": dict.fromkeys(KINDS, ()), "all": {kind: (*ALL[kind], *OVERRIDES) for kind in KINDS}}
+EXTENTS = {"no": dict.fromkeys(KINDS, ()), "all": {kind: (*ALL[kind], *OVERRIDES_OF[kind]) for kind in KINDS}}
 each_extent = pytest.mark.parametrize("extent", EXTENTS)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -123,7 +123,7 @@ def test_overlays_are_valid(overlay: str, version: str) -> None:
 def test_a_folder_is_built_by_kustomize_to_what_is_printed(
     kind: str, extent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = (*EXTENTS[extent][kind], *(() if kind == "prepare" else ("--secret", "shared")))
+    options = (*EXTENTS[extent][kind], *(("--secret", "shared") if kind in TRAININGS else ()))
     printed = render(capsys, kind, *options)
     render(capsys, kind, *options, "--output", str(tmp_path / "out"))
     assert kustomize(tmp_path / "out") == printed

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.kubernetes_manifests import (
+    CONFIGS,
     KINDS,
-    OVERRIDES,
+    OVERRIDES_OF,
     TRAININGS,
     command,
     in_root,
@@ -30,9 +31,10 @@ Capsys = pytest.CaptureFixture[str]
 
 @each_kind
 def test_the_configuration_is_the_file_as_it_is(kind: str, capsys: Capsys) -> None:
-    manifests = render(capsys, kind, *OVERRIDES)
+    manifests = render(capsys, kind, *OVERRIDES_OF[kind])
     (config_map,) = (each for each in manifests.values() if each["kind"] == "ConfigMap")
-    assert config_map["data"] == {"config.yaml": Path("configs/demo.yaml").read_text()}
+    files = {"config.yaml": "configs/demo.yaml"} | ({"search.yaml": CONFIGS["search"]} if kind == "search" else {})
+    assert config_map["data"] == {name: Path(path).read_text() for name, path in files.items()}
     for pod in pods([each for each in manifests.values() if each["kind"] != "Deployment"]):
         (volume,) = (each for each in pod["volumes"] if "configMap" in each)
         assert volume["configMap"]["name"] == config_map["metadata"]["name"]
@@ -90,6 +92,7 @@ def test_volumes_are_mounted_where_the_configuration_looks(
         (("--kind", "pod"), "got 'pod', expected one of job, jobset, mpijob"),
         (("--grace-second", "3s"), "expected a whole number"),
         (("--shards", "3"), "--shards: does not belong to `drumline launch kubernetes`"),
+        (("--pods", "3"), "--pods: does not belong to `drumline launch kubernetes`"),
         (("train.step=3",), "train.step"),
     ],
 )

@@ -132,9 +132,17 @@ def test_launch_imports_only_errors_and_config() -> None:
             assert foreign <= set(OPEN_TO_LAUNCH), path
 
 
-def test_only_the_command_line_imports_launch() -> None:
+def test_only_the_command_line_and_the_search_import_launch() -> None:
+    """What trains knows nothing of what starts it; a search starts trainings."""
     outside = {name for name in importers("launch") if not within(name, "launch")}
-    assert all(name == "trainer.cli" or within(name, "trainer.verbs") for name in outside), outside
+    assert all(name == "trainer.cli" or within(name, "trainer.verbs") or within(name, "trainer.search") for name in outside), (
+        outside
+    )
+
+
+def test_only_the_command_line_imports_the_search() -> None:
+    outside = {name for name in importers("trainer.search") if not within(name, "trainer.search")}
+    assert outside == {"trainer.verbs.search"}
 
 
 def test_launch_never_imports_tensorflow_nor_horovod_itself() -> None:
@@ -158,7 +166,7 @@ def test_only_distribution_uses_tf_distribute() -> None:
 def test_check_and_help_need_no_tensorflow() -> None:
     for path in MODULES:
         if name_of(path) in WITHOUT_TENSORFLOW or any(
-            within(name_of(path), each) for each in ("trainer.config", "trainer.verbs")
+            within(name_of(path), each) for each in ("trainer.config", "trainer.search", "trainer.verbs")
         ):
             found = {name for name in imports(path) if name.split(".")[0] in ("tensorflow", "keras")}
             assert not found, path

@@ -62,6 +62,11 @@ def test_warmup_stable_decay_stays_and_then_falls() -> None:
     assert rates(optimizer, 50, 80, 90, 100, 500) == pytest.approx([1e-2, 1e-2, 5.5e-3, 1e-3, 1e-3], rel=1e-5)
 
 
+def test_exponential_rise_goes_from_the_least_to_the_peak_by_equal_factors() -> None:
+    found = rates(schedule(schedule="exponential_rise", warmup_steps=0, minimum_learning_rate=1e-6), 0, 33, 66, 99, 500)
+    assert found == pytest.approx([1e-6, 1e-6 * 1e4 ** (1 / 3), 1e-6 * 1e4 ** (2 / 3), 1e-2, 1e-2], rel=1e-4)
+
+
 def test_rates_keep_their_precision_in_long_runs() -> None:
     """The float32 of a step above 2^24 is not exact, but the rate must still fall."""
     optimizer = schedule(schedule="cosine", minimum_learning_rate=0.0)

@@ -8,6 +8,7 @@ from trainer.config.batches import BatchPlan, plan_batches
 from trainer.config.data import (
     AugmentationConfig,
     DataConfig,
+    DecontaminationConfig,
     FieldsConfig,
     FoldsConfig,
     MaskingConfig,
@@ -25,6 +26,7 @@ from trainer.config.run import (
     RunConfig,
     WatchdogConfig,
 )
+from trainer.config.search import ParameterConfig, PruningConfig, Scalar, SearchConfig
 from trainer.config.section import Section
 from trainer.config.tasks import ENCODER_DECODERS, FIELDS, METRICS, METRICS_OF_TEXTS, METRICS_TO_MINIMIZE, Family, Task
 from trainer.config.training import OptimizerConfig, TrainConfig
@@ -41,6 +43,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DecontaminationConfig",
     "DistributionConfig",
     "DivergenceConfig",
     "EvaluationConfig",
@@ -53,7 +56,11 @@ __all__ = [
     "MaskingConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ParameterConfig",
+    "PruningConfig",
     "RunConfig",
+    "Scalar",
+    "SearchConfig",
     "Section",
     "SourceConfig",
     "Task",

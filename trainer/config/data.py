@@ -150,6 +150,20 @@ class PersonalDataConfig(Section):
     kinds: Annotated[tuple[PersonalDataKind, ...], Field(min_length=1, strict=False)] = get_args(PersonalDataKind)
 
 
+class DecontaminationConfig(Section):
+    """Training texts are left out that have `words` words in a row in common with a validation text, or a whole one that has
+    fewer words, but `least_words` of them (`trainer.data.overlap`)."""
+
+    words: Annotated[int, Field(ge=2)] = 13
+    least_words: Annotated[int, Field(ge=2)] = 5
+
+    @model_validator(mode="after")
+    def _shorter_texts_are_shorter(self) -> DecontaminationConfig:
+        if self.least_words > self.words:
+            raise complaint("least_words", f"{self.least_words}", f"at most `words`, which is {self.words}")
+        return self
+
+
 class DataConfig(Section):
     """From files to sequences. `store` is the folder that `prepare` fills and training maps into memory.
 
@@ -162,7 +176,8 @@ class DataConfig(Section):
     have several. `prompt` is what a model reads instead of the bare source, which stands for `{source}` in it. Contexts that
     are longer than a sequence are read in windows that share `window_overlap` tokens, and an answer has at most
     `answer_length`. With `folds` a part of the training samples is what is validated. With `personal_data` texts are
-    searched for it before anything else is made of them.
+    searched for it before anything else is made of them; with `decontamination` training texts are searched for those that
+    validate.
     """
 
     store: Annotated[str, Field(min_length=1)]
@@ -182,6 +197,7 @@ class DataConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
     folds: FoldsConfig | None = None
     personal_data: PersonalDataConfig | None = None
+    decontamination: DecontaminationConfig | None = None
     tokenizer: TokenizerConfig
 
     @field_validator("train")

@@ -8,11 +8,13 @@ from pydantic import Field, model_validator
 
 from trainer.config.section import Count, Section, complaint
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 
 class RunConfig(Section):
     """What the run is called and where it lives: everything it writes goes to `directory/name`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=RUN_NAME)]
     directory: Annotated[str, Field(min_length=1)] = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from trainer.config.section import Count, Section, complaint
 
 OptimizerKind = Literal["adamw", "adam", "lamb", "adafactor", "lion", "muon"]
+Schedule = Literal["constant", "linear", "cosine", "inverse_square_root", "warmup_stable_decay", "exponential_rise"]
 
 # What the optimizers' papers chose, where that is not the default.
 _KIND_DEFAULTS: dict[OptimizerKind, dict[str, Any]] = {
@@ -42,14 +43,15 @@ class OptimizerConfig(Section):
     what `trainer/optimizers/` says of them. `muon` is for the matrices of the layers; all other weights are then AdamW's, with
     `beta1`, `beta2` and `epsilon`.
 
-    `decay_steps` belongs to `warmup_stable_decay`: the learning rate falls over the last so many steps. `freeze` names
+    `decay_steps` belongs to `warmup_stable_decay`: the learning rate falls over the last so many steps. `exponential_rise` goes
+    the other way, from `minimum_learning_rate` to `learning_rate`, to find out which rate is good. `freeze` names
     weights that stay as they are, by patterns such as `token_embedding` or `blocks.0.*`. With a `layer_decay` below 1 each
     layer learns so much more slowly than the one above it (Howard and Ruder 2018, arXiv:1801.06146), the embeddings slowest.
     """
 
     kind: OptimizerKind = "adamw"
     learning_rate: Annotated[float, Field(gt=0.0)]
-    schedule: Literal["constant", "linear", "cosine", "inverse_square_root", "warmup_stable_decay"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     decay_steps: Count | None = None
     minimum_learning_rate: Annotated[float, Field(ge=0.0)] = 0.0
@@ -94,6 +96,10 @@ class OptimizerConfig(Section):
                 f"{self.minimum_learning_rate}",
                 f"at most `learning_rate`, which is {self.learning_rate}",
             )
+        if self.schedule == "exponential_rise" and not self.minimum_learning_rate:
+            raise complaint("minimum_learning_rate", "0", "more, from where the rate rises with schedule exponential_rise")
+        if self.schedule == "exponential_rise" and self.warmup_steps:
+            raise complaint("warmup_steps", f"{self.warmup_steps}", "0 with schedule exponential_rise, which rises by itself")
         if (self.decay_steps is not None) != (self.schedule == "warmup_stable_decay"):
             expected = (
                 "the number of steps of the final fall"

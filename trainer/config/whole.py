@@ -148,6 +148,13 @@ class Config(Section):
             yield "data", "augmentation", f"mixup {data.augmentation.mixup}", expected, ("mixup",)
         if data.personal_data is not None:
             yield from self._misfits_of_personal_data(data.personal_data.action)
+        if data.decontamination is not None and (data.format == "text" or not data.validation):
+            got, expected = (
+                ("no validation data", "some that training texts are compared with")
+                if data.format != "text"
+                else ("data.format text", "another format: there a file is one text, and would be left out whole")
+            )
+            yield "data", "decontamination", got, expected, ()
         for field in sorted(data.fields.model_fields_set - set(FIELDS[task])):
             if getattr(data.fields, field) != FieldsConfig.model_fields[field].default:
                 yield "data", "fields", field, f"the fields of {task}: {', '.join(FIELDS[task])}", (field,)

@@ -136,6 +136,8 @@ def store_settings(config: Config) -> dict[str, Any]:
         settings["augmentation.back_translations"] = data.augmentation.back_translations
     if data.personal_data is not None:
         settings["personal_data"] = data.personal_data.model_dump(mode="json")
+    if data.decontamination is not None:
+        settings["decontamination"] = data.decontamination.model_dump(mode="json")
     if config.packing == "best_fit":
         settings["pack"] = {
             "best_fit": True,

@@ -20,8 +20,9 @@ import pyarrow as pa
 from trainer.data.back_translations import BackTranslationsFile, read_back_translations
 from trainer.data.columns import RecordEncoder, columns_of, token_dtype
 from trainer.data.manifest import TOKENIZER_NAME, InputRange, Part
+from trainer.data.overlap import OverlapReport, rule_of
 from trainer.data.personal_data import PersonalDataReport, PersonalDataRule
-from trainer.data.readers import Piece, Reading, Record, digest, read_pieces, read_records
+from trainer.data.readers import Piece, Reading, ReadingReport, Record, digest, read_pieces, read_records
 from trainer.data.sources import Span, Unit
 from trainer.data.tables import FieldColumn
 from trainer.data.tokenizer import Tokenizer
@@ -56,13 +57,14 @@ class PartPlan:
 @dataclass(frozen=True)
 class PartRecord:
     """What stands beside a part: it was made by this plan, with this tokenizer, from inputs of these hashes (one a file), and
-    had these personal data in it."""
+    had these personal data in it; so many texts were left out, since evaluations have them."""
 
     part: Part
     plan: PartPlan
     tokenizer_fingerprint: str
     sha256s: tuple[str, ...]
     personal_data: PersonalDataReport = field(default_factory=PersonalDataReport)
+    overlap: OverlapReport = field(default_factory=OverlapReport)
 
     @property
     def inputs(self) -> Iterator[InputRange]:
@@ -128,10 +130,10 @@ def write_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str) -> PartR
     tokenizer = _load_tokenizer(store / TOKENIZER_NAME, tokenizer_fingerprint)
     path = store / plan.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, personal_data = temporary_name(path), PersonalDataReport()
+    temporary, report = temporary_name(path), ReadingReport()
     try:
         write = _write_documents if plan.reading.is_of_documents else _write_records
-        num_documents, num_tokens = write(temporary, plan, tokenizer, personal_data)
+        num_documents, num_tokens = write(temporary, plan, tokenizer, report)
         sha256s = tuple(digest(file, plan.reading) for file in plan.unit.files)
         for file in plan.unit.files:
             _check_unchanged(file)
@@ -141,7 +143,7 @@ def write_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str) -> PartR
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    record = PartRecord(part, plan, tokenizer_fingerprint, sha256s, personal_data)
+    record = PartRecord(part, plan, tokenizer_fingerprint, sha256s, report.personal_data, report.overlap)
     write_atomically(record_path(store, plan), json_bytes(asdict(record)))
     return record
 
@@ -174,14 +176,14 @@ def _load_tokenizer(path: Path, fingerprint: str) -> Tokenizer:
     return tokenizer
 
 
-def _write_documents(path: Path, plan: PartPlan, tokenizer: Tokenizer, personal_data: PersonalDataReport) -> tuple[int, int]:
+def _write_documents(path: Path, plan: PartPlan, tokenizer: Tokenizer, report: ReadingReport) -> tuple[int, int]:
     """A row for each document or piece of one; returns the numbers of documents and tokens."""
     dtype = token_dtype(tokenizer.vocabulary_size)
     schema = columns_of(plan.reading, has_back_translations=False).schema(dtype)
     num_documents = num_tokens = 0
     with path.open("wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
-            for rows in _row_batches(plan, tokenizer, dtype, personal_data):
+            for rows in _row_batches(plan, tokenizer, dtype, report):
                 values = np.concatenate(rows)
                 offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
                 kind = schema.field("tokens").type
@@ -194,13 +196,13 @@ def _write_documents(path: Path, plan: PartPlan, tokenizer: Tokenizer, personal_
     return num_documents, num_tokens
 
 
-def _write_records(path: Path, plan: PartPlan, tokenizer: Tokenizer, personal_data: PersonalDataReport) -> tuple[int, int]:
+def _write_records(path: Path, plan: PartPlan, tokenizer: Tokenizer, report: ReadingReport) -> tuple[int, int]:
     """A row for each record that has text; returns the numbers of records and of tokens in all columns."""
     encoder = RecordEncoder(plan.reading, tokenizer, plan.labels, plan.is_training, _back_translations(plan))
     num_records = num_tokens = 0
     with path.open("wb") as file:
         with pa.ipc.new_file(file, encoder.schema) as writer:
-            for records in _record_calls(plan, personal_data):
+            for records in _record_calls(plan, report):
                 encoder.add(records)
                 num_records += len(records)
                 if encoder.num_tokens >= BATCH_TOKENS:
@@ -214,11 +216,11 @@ def _write_records(path: Path, plan: PartPlan, tokenizer: Tokenizer, personal_da
 
 
 def _row_batches(
-    plan: PartPlan, tokenizer: Tokenizer, dtype: type[Any], personal_data: PersonalDataReport
+    plan: PartPlan, tokenizer: Tokenizer, dtype: type[Any], report: ReadingReport
 ) -> Iterator[list[npt.NDArray[Any]]]:
     rows: list[npt.NDArray[Any]] = []
     num_tokens = 0
-    for pieces in _piece_calls(plan, personal_data):
+    for pieces in _piece_calls(plan, report):
         for piece, ids in zip(pieces, tokenizer.encode_batch([piece.text for piece in pieces]), strict=True):
             row = np.append(ids, tokenizer.end_of_text) if piece.ends_document else ids
             if len(row):
@@ -231,12 +233,12 @@ def _row_batches(
         yield rows
 
 
-def _piece_calls(plan: PartPlan, personal_data: PersonalDataReport) -> Iterator[list[Piece]]:
+def _piece_calls(plan: PartPlan, report: ReadingReport) -> Iterator[list[Piece]]:
     """Pieces by as many as are tokenized in one call."""
     pieces: list[Piece] = []
     num_characters = 0
     for span in plan.unit.spans:
-        for piece in read_pieces(span, plan.reading, personal_data):
+        for piece in read_pieces(span, plan.reading, report):
             pieces.append(piece)
             num_characters += len(piece.text)
             if num_characters >= CALL_CHARACTERS:
@@ -246,12 +248,12 @@ def _piece_calls(plan: PartPlan, personal_data: PersonalDataReport) -> Iterator[
         yield pieces
 
 
-def _record_calls(plan: PartPlan, personal_data: PersonalDataReport) -> Iterator[list[Record]]:
+def _record_calls(plan: PartPlan, report: ReadingReport) -> Iterator[list[Record]]:
     """Records by as many as are tokenized in one call."""
     records: list[Record] = []
     num_characters = 0
     for span in plan.unit.spans:
-        for record in read_records(span, plan.reading, personal_data):
+        for record in read_records(span, plan.reading, report):
             if record.has_all_texts:
                 records.append(record)
                 num_characters += sum(map(len, record.texts))
@@ -272,11 +274,13 @@ def _check_unchanged(span: Span) -> None:
         raise DataError(f"{span.path}: changed while it was being read; run drumline prepare again once it is complete")
 
 
-def _timeless(plan: PartPlan) -> PartPlan:
-    def timeless(span: Span) -> Span:
-        return replace(span, modified_ns=0, target=span.target and timeless(span.target))
+def timeless(span: Span) -> Span:
+    """The same range of a file, whenever that was written."""
+    return replace(span, modified_ns=0, target=span.target and timeless(span.target))
 
-    return replace(plan, unit=Unit(tuple(timeless(span) for span in plan.unit.spans)))
+
+def _timeless(plan: PartPlan) -> PartPlan:
+    return replace(plan, unit=Unit(tuple(map(timeless, plan.unit.spans))))
 
 
 def _record_of(content: dict[str, Any]) -> PartRecord:
@@ -290,7 +294,9 @@ def _record_of(content: dict[str, Any]) -> PartRecord:
         columns = tuple(FieldColumn(*column) for column in plan["reading"]["columns"])
         rule = plan["reading"].get("personal_data")
         rule = rule and PersonalDataRule(rule["action"], tuple(rule["kinds"]))
-        reading = Reading(**{**plan["reading"], "columns": columns, "personal_data": rule})
+        overlap = plan["reading"].get("overlap")
+        overlap = overlap and rule_of(overlap, [span_of(span) for span in overlap["evaluated"]])
+        reading = Reading(**{**plan["reading"], "columns": columns, "personal_data": rule, "overlap": overlap})
     back_translations = plan.get("back_translations")
     return PartRecord(
         part=Part(**content["part"]),
@@ -304,4 +310,5 @@ def _record_of(content: dict[str, Any]) -> PartRecord:
         tokenizer_fingerprint=content["tokenizer_fingerprint"],
         sha256s=tuple(content["sha256s"]),
         personal_data=PersonalDataReport(**content.get("personal_data", {})),
+        overlap=OverlapReport(**content.get("overlap", {})),
     )

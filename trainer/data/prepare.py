@@ -31,6 +31,7 @@ from trainer.data.manifest import (
     store_settings,
     write_manifest,
 )
+from trainer.data.overlap import OverlapReport
 from trainer.data.parts import PartPlan, PartRecord, record_path, texts_of, whole_part, write_part
 from trainer.data.personal_data import PersonalDataReport
 from trainer.data.records import RecordTable
@@ -53,6 +54,9 @@ TOKENIZER_SOURCE_NAME = "tokenizer-source.json"
 
 # How many personal data were found, and how some looked once they were masked.
 PERSONAL_DATA_NAME = "personal-data.json"
+
+# How many training texts were left out, since evaluations have them, and by which words some were found.
+OVERLAP_NAME = "decontamination.json"
 
 PROGRESS_SECONDS = 5.0
 
@@ -251,6 +255,8 @@ def _finish(store: Path, config: Config, plan: StorePlan, records: dict[str, Par
     write_manifest(manifest, store)
     if plan.reading.personal_data is not None:
         _report_personal_data(store, plan, records)
+    if plan.reading.overlap is not None:
+        _report_overlap(store, plan, records)
     unit = "documents" if plan.reading.is_of_documents else "records"
     for split in ("train", "validation"):
         documents, tokens = manifest.num_documents(split), manifest.num_tokens(split)
@@ -278,6 +284,20 @@ def _report_personal_data(store: Path, plan: StorePlan, records: dict[str, PartR
             "%s: %s: personal data %s in %s texts: %s", store / PERSONAL_DATA_NAME, split, done, f"{report.num_texts:,}", items
         )
     write_atomically(store / PERSONAL_DATA_NAME, json_bytes({"rule": asdict(rule), **content}))
+
+
+def _report_overlap(store: Path, plan: StorePlan, records: dict[str, PartRecord]) -> None:
+    """Writes and tells how many training texts were left out, since evaluations have them."""
+    rule, report = plan.reading.overlap, OverlapReport()
+    assert rule is not None
+    for part in plan.train_parts:
+        report.merge(records[part.file].overlap)
+    logger.info(
+        "%s: %s training texts left out: they share %d words with the validation data",
+        *(store / OVERLAP_NAME, f"{report.num_texts:,}", rule.num_words),
+    )
+    shown = {"num_words": rule.num_words, "least_words": rule.least_words, **asdict(report)}
+    write_atomically(store / OVERLAP_NAME, json_bytes(shown))
 
 
 def _made_rows(
@@ -358,6 +378,8 @@ def _remove_stale(store: Path, config: Config, plan: StorePlan) -> None:
     names = [f"{split}/*/{name}" for split in ("train", "validation") for name in ("part-*", "rows.arrow")]
     if plan.reading.personal_data is None:
         names.append(PERSONAL_DATA_NAME)
+    if plan.reading.overlap is None:
+        names.append(OVERLAP_NAME)
     _remove(store, [path for name in names for path in store.glob(name) if path not in wanted])
 
 

@@ -6,15 +6,17 @@ SQuAD's format is one JSON object, and held whole.)
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, BinaryIO, NamedTuple
 
 from trainer.config import Task
 from trainer.data.input_files import BLOCK_BYTES, checked_read, decode, line_number, open_span, text_lines
 from trainer.data.json_files import got, is_broken, json_rows, json_texts, squad_rows
+from trainer.data.overlap import OverlapIndex, OverlapReport, OverlapRule, overlapping
 from trainer.data.personal_data import PersonalDataReport, PersonalDataRule, clean
 from trainer.data.sources import Span, compression_of
 from trainer.data.tables import FieldColumn, Row, csv_rows, parquet_byte_ranges, parquet_rows, tsv_rows
@@ -29,8 +31,8 @@ TEXT_FIELDS = ("text", "text_b", "source", "target", "document", "summary", "con
 
 @dataclass(frozen=True)
 class Reading:
-    """How input is read: its format, where the fields of the task are, whether a record may have several labels, and what
-    becomes of personal data.
+    """How input is read: its format, where the fields of the task are, whether a record may have several labels, what becomes
+    of personal data, and which texts are left out since evaluations have them.
 
     Masked language models are trained on what language models are: both read documents, and go by `language_modeling`.
     """
@@ -40,10 +42,19 @@ class Reading:
     columns: tuple[FieldColumn, ...]
     multi_label: bool = False
     personal_data: PersonalDataRule | None = None
+    overlap: OverlapRule | None = None
 
     @property
     def is_of_documents(self) -> bool:
         return self.task == "language_modeling"
+
+
+@dataclass
+class ReadingReport:
+    """What was found while texts were read."""
+
+    personal_data: PersonalDataReport = field(default_factory=PersonalDataReport)
+    overlap: OverlapReport = field(default_factory=OverlapReport)
 
 
 class Piece(NamedTuple):
@@ -78,7 +89,7 @@ class Record(NamedTuple):
         return all(text and not text.isspace() for text in self.texts)
 
 
-def read_pieces(span: Span, reading: Reading, report: PersonalDataReport | None = None) -> Iterator[Piece]:
+def read_pieces(span: Span, reading: Reading, report: ReadingReport | None = None) -> Iterator[Piece]:
     """The documents of a span in pieces of bounded length, in which personal data are masked where that is asked for; what
     is found is added to the `report`. Documents without text are left out, and those that are to be dropped."""
     (column,) = reading.columns
@@ -86,21 +97,56 @@ def read_pieces(span: Span, reading: Reading, report: PersonalDataReport | None 
     if reading.format == "text":
         # A piece ends with a line, so nothing that is looked for lies in two, but where a line is longer than a piece.
         pieces = _running_text(span)
-        return pieces if rule is None else (_clean_piece(piece, rule, report) for piece in pieces)
+        found = None if report is None else report.personal_data
+        return pieces if rule is None else (_clean_piece(piece, rule, found) for piece in pieces)
     if reading.format == "lines":
         documents: Iterator[str] = (text for _, text in text_lines(span))
     elif reading.format == "jsonl":
         documents = json_texts(span, str(column.column))
     else:
         documents = (values[0] for _, values in _rows(span, reading))
-    if rule is not None:
-        documents = (text for each in documents for text in clean((each,), rule, report) or ())
-    return (piece for text in documents if text.strip() for piece in _cut(text))
+    return (piece for text in _screened(documents, reading, report) if text.strip() for piece in _cut(text))
 
 
-def read_records(span: Span, reading: Reading, report: PersonalDataReport | None = None) -> Iterator[Record]:
+def _screened(documents: Iterator[str], reading: Reading, report: ReadingReport | None) -> Iterator[str]:
+    """The documents that are not left out, without what is not to be in them."""
+    for document in documents:
+        yield from _screen((document,), reading, report) or ()
+
+
+def _screen(texts: tuple[str, ...], reading: Reading, report: ReadingReport | None) -> tuple[str, ...] | None:
+    """The texts of one record without what is not to be in them; None where the record is to be left out."""
+    report = report or ReadingReport()
+    if reading.overlap is not None and overlapping(texts, _overlap_index(reading), report.overlap):
+        return None
+    return texts if reading.personal_data is None else clean(texts, reading.personal_data, report.personal_data)
+
+
+@functools.lru_cache(maxsize=1)
+def _overlap_index(reading: Reading) -> OverlapIndex:
+    """Once a process."""
+    rule, plain = reading.overlap, replace(reading, overlap=None, personal_data=None)
+    assert rule is not None
+    return OverlapIndex.of((text for span in rule.evaluated for text in _whole_texts(span, plain)), rule)
+
+
+def _whole_texts(span: Span, reading: Reading) -> Iterator[str]:
+    """All texts of a span, each whole."""
+    if not reading.is_of_documents:
+        yield from (text for record in read_records(span, reading) for text in record.texts)
+        return
+    pieces: list[str] = []
+    for piece in read_pieces(span, reading):
+        pieces.append(piece.text)
+        if piece.ends_document:
+            yield "".join(pieces)
+            pieces = []
+
+
+def read_records(span: Span, reading: Reading, report: ReadingReport | None = None) -> Iterator[Record]:
     """The records of a span, in whose texts personal data are masked where that is asked for; what is found is added to the
-    `report`. None are left out but those that are dropped for it. Raises DataError for one that is not what the task needs."""
+    `report`. None are left out but those that are dropped for it, or since an evaluation has them. Raises DataError for one
+    that is not what the task needs."""
     fields = [column.field for column in reading.columns]
     texts = [number for number, field in enumerate(fields) if field in TEXT_FIELDS]
     for place, values in _rows(span, reading):
@@ -115,12 +161,9 @@ def read_records(span: Span, reading: Reading, report: PersonalDataReport | None
         except ValueError as error:
             where = place_name(span, reading, place)
             raise DataError(f"{where}: {error}; mend or leave out that record") from None
-        if reading.personal_data is not None:
-            cleaned = clean(record.texts, reading.personal_data, report)
-            if cleaned is None:
-                continue
-            record = record._replace(texts=cleaned)
-        yield record
+        screened = _screen(record.texts, reading, report)
+        if screened is not None:
+            yield record if screened is record.texts else record._replace(texts=screened)
 
 
 def place_name(span: Span, reading: Reading, place: int) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 from trainer.config import FIELDS, Config, SourceConfig
 from trainer.data.back_translations import back_translations_file
 from trainer.data.manifest import Split
-from trainer.data.parts import PartPlan
+from trainer.data.overlap import OverlapRule
+from trainer.data.parts import PartPlan, timeless
 from trainer.data.personal_data import PersonalDataRule
-from trainer.data.readers import Reading
+from trainer.data.readers import Reading, digest
 from trainer.data.sources import plan_units
 from trainer.data.tables import FieldColumn
 from trainer.errors import DataError
@@ -62,6 +63,7 @@ def plan_store(config: Config) -> StorePlan:
     """Divides all sources; raises DataError for files that are missing or empty. Nobody knows labels yet."""
     data = config.data
     reading = _reading(config)
+    overlap = _overlap(config, reading)
     path = data.augmentation.back_translations
     back_translations = back_translations_file(path) if path is not None else None
 
@@ -74,13 +76,25 @@ def plan_store(config: Config) -> StorePlan:
                 PartPlan(
                     file=f"{split}/{number}/part-{index:05d}.arrow",
                     unit=unit,
-                    reading=reading,
+                    reading=reading if split == "validation" else replace(reading, overlap=overlap),
                     back_translations=back_translations if split == "train" else None,
                 )
                 for index, unit in enumerate(units)
             )
 
     return StorePlan(tuple(plan_split("train", data.train)), tuple(plan_split("validation", data.validation)))
+
+
+def _overlap(config: Config, reading: Reading) -> OverlapRule | None:
+    """With the validation files as they are now."""
+    chosen = config.data.decontamination
+    if chosen is None:
+        return None
+    sources = enumerate(config.data.validation)
+    units = [unit for number, each in sources for unit in plan_units(each, config.data.format, f"data.validation[{number}]")]
+    spans = tuple(span for unit in units for span in unit.spans)
+    sha256s = tuple(digest(file, reading) for span in spans for file in span.files)
+    return OverlapRule(chosen.words, chosen.least_words, tuple(map(timeless, spans)), sha256s)
 
 
 def empty_source(split: Split, number: int, path: str) -> DataError:
@@ -106,7 +120,8 @@ def tokenizer_source(config: Config, plan: StorePlan, num_characters: int) -> st
     reading = plan.reading
     fields: Any = reading.columns[0].column if reading.is_of_documents else [reading.task, reading.columns]
     content = [settings, reading.format, fields, _spans(plan), num_characters]
-    return _hash(content if reading.personal_data is None else [*content, asdict(reading.personal_data)])
+    rules = [asdict(rule) for rule in (reading.personal_data, reading.overlap) if rule is not None]
+    return _hash([*content, *rules])
 
 
 def known_labels(store: Path, config: Config, plan: StorePlan) -> tuple[str, ...] | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import os
-import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -15,12 +12,12 @@ from typing import Protocol
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.config import METRICS
 from trainer.line_file import LineFile
+from trainer.monitor.event_file import EventFile
 from trainer.run_directory import cut_back
 
 logger = logging.getLogger(__name__)
@@ -47,7 +44,7 @@ class TensorBoardWriter:
 
     def __init__(self, directory: Path, step: int) -> None:
         self._directory = directory
-        self._files: dict[str, _EventFile] = {}
+        self._files: dict[str, EventFile] = {}
         self._is_failing = False
         self.go_back(step)
 
@@ -66,7 +63,7 @@ class TensorBoardWriter:
     def _add(self, split: str, event: Event) -> None:
         try:
             if split not in self._files:
-                self._files[split] = _EventFile(self._directory / split)
+                self._files[split] = EventFile(self._directory / split)
             self._files[split].add(event)
         except OSError as error:
             if not self._is_failing:
@@ -83,30 +80,6 @@ class TensorBoardWriter:
                 file.close()
             except OSError as error:
                 logger.debug("%s: %s", self._directory / split, error)  # told when it was written
-
-
-class _EventFile:
-    """A file that TensorBoard reads. Its package has one, too, which writes through TensorFlow and from a thread: there a full
-    disk is now one error, now another, now none until later. Here it is an OSError of the call that met it.
-
-    Named as TensorFlow does (tensorflow/core/util/events_writer.cc): TensorBoard reads the files of a folder in that order.
-    """
-
-    _numbers = itertools.count()
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
-        self._file = (directory / name).open("wb")
-        self._records = RecordWriter(self._file)
-        self.add(Event(wall_time=time.time(), file_version="brain.Event:2"))
-
-    def add(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class JsonLinesWriter:
