@@ -17,6 +17,7 @@ from trainer.data import input_files, manifest
 from trainer.data.input_files import byte_lines, checked_read, open_span
 from trainer.data.prepare import prepare
 from trainer.data.sources import Span
+from trainer.data.store import TokenStore
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 from trainer.files import is_inside
@@ -159,3 +160,21 @@ def test_random_bytes_in_the_place_of_a_manifest_are_complaints(tmp_path: Path) 
 def test_what_is_inside() -> None:
     assert all(map(is_inside, ["a", "train/0/part-00000.arrow", "a..b", "...", "./a"]))
     assert not any(map(is_inside, OUTSIDE))
+
+
+def test_a_part_of_a_store_that_lacks_values_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text\n")
+    store = tmp_path / "store"
+    prepare(data_config(store, [{"path": str(tmp_path / "text.txt")}]))
+    (part,) = store.glob("train/0/*.arrow")
+    with pa.OSFile(str(part)) as file:
+        column = pa.ipc.open_file(file).read_all().column("tokens").combine_chunks()
+    values = pa.array([None, *column.values.to_pylist()[1:]], column.type.value_type)
+    lists = pa.LargeListArray.from_arrays(column.offsets, values)
+    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, pa.schema([("tokens", lists.type)])) as writer:
+        writer.write_batch(pa.record_batch([lists], names=["tokens"]))
+    content = json.loads((store / manifest.MANIFEST_NAME).read_text())
+    content["train"][0]["parts"][0]["num_bytes"] = part.stat().st_size
+    (store / manifest.MANIFEST_NAME).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"is not a whole Arrow file \(a value is missing\)"):
+        TokenStore(store, "train")

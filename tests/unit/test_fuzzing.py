@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.checkpoint_examples import write
@@ -124,6 +124,7 @@ def json_text(tree: Any) -> bytes:
 DEMO, SEARCH = (ROOT / "configs/demo.yaml").read_bytes(), (ROOT / "configs/search/demo.yaml").read_bytes()
 
 
+@example(content=b'{"optimizer": {"kind": []}, "model": {"family": []}}')  # were taken for keys of a dictionary
 @given(content=damaged(DEMO) | altered(yaml.safe_load(DEMO)).map(json_text) | st.binary(max_size=200))
 def test_a_configuration(folder: Path, content: bytes) -> None:
     path = folder / "config.yaml"

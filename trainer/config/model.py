@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.section import Count, Section, complaint
+from trainer.config.section import Count, Section, complaint, with_defaults_of
 from trainer.config.tasks import ENCODER_DECODERS, Family
 
 # What the families' papers chose, where that is not the default. T5's choices are all there is of it.
@@ -125,9 +125,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _family_chooses_first(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("family", "gpt") in _FAMILY_DEFAULTS:
-            return {**_FAMILY_DEFAULTS[given.get("family", "gpt")], **given}
-        return given
+        return with_defaults_of("family", "gpt", _FAMILY_DEFAULTS, given)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -15,6 +16,12 @@ class Section(BaseModel):
     """What all sections share: they cannot change, unknown keys are errors, and `"12"` is not a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def with_defaults_of(key: str, usual: str, defaults: Mapping[Any, Mapping[str, Any]], given: Any) -> Any:
+    """What was given for a section, of which one key chooses some defaults of the others; whatever it is, as yet unchecked."""
+    chosen = given.get(key, usual) if isinstance(given, dict) else None
+    return {**defaults[chosen], **given} if isinstance(chosen, str) and chosen in defaults else given
 
 
 def complaint(key: str | int, got: str, expected: str, *inner: str | int) -> PydanticCustomError:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.section import Count, Section, complaint
+from trainer.config.section import Count, Section, complaint, with_defaults_of
 
 OptimizerKind = Literal["adamw", "adam", "lamb", "adafactor", "lion", "muon"]
 Schedule = Literal["constant", "linear", "cosine", "inverse_square_root", "warmup_stable_decay", "exponential_rise"]
@@ -72,9 +72,7 @@ class OptimizerConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _kind_chooses_first(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("kind", "adamw") in _KIND_DEFAULTS:
-            return {**_KIND_DEFAULTS[given.get("kind", "adamw")], **given}
-        return given
+        return with_defaults_of("kind", "adamw", _KIND_DEFAULTS, given)
 
     @model_validator(mode="after")
     def _options_belong_to_the_kind(self) -> OptimizerConfig:

@@ -176,6 +176,12 @@ def _open_rows(store: Path, rows: RowsFile, verify: bool) -> PackedRows:
     return PackedRows(starts, numbers, rows.num_real_tokens, rows.num_places)
 
 
+def _num_nulls(column: pa.Array) -> int:
+    """Of a column's values, or of its lists and what is in them."""
+    values = column.values if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) else column
+    return int(column.null_count + values.null_count)
+
+
 def _open_arrow(path: Path, expected: Part | RowsFile, verify: bool) -> list[pa.RecordBatch]:
     """The record batches of one file, as views of it."""
     try:
@@ -191,6 +197,11 @@ def _open_arrow(path: Path, expected: Part | RowsFile, verify: bool) -> list[pa.
         # would otherwise exceed the limit of open files.
         with pa.memory_map(str(path)) as file:
             reader = pa.ipc.open_file(file)
-            return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate()  # what it says of its buffers against their sizes; none is read
+            if any(_num_nulls(column) for column in batch.columns):
+                raise pa.ArrowInvalid("a value is missing")
+        return batches
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: is not a whole Arrow file ({error}); {AGAIN}") from None
