@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.training import ROOT
+from tests.unit.data_corpora import classification, translation, write_jsonl
 from tests.unit.task_examples import (
     example_classification,
     example_config,
@@ -21,7 +22,10 @@ from tests.unit.task_examples import (
 from trainer.config import FoldsConfig
 from trainer.config_io import load_config
 from trainer.data.folds import fold_numbers, trained_and_held_out
+from trainer.data.prepare import prepare
+from trainer.data.samples.classification import ClassificationSamples
 from trainer.data.samples.question_answering import QuestionSamples
+from trainer.data.store import open_samples
 from trainer.errors import ConfigError, DataError
 
 
@@ -162,3 +166,66 @@ def test_an_order_of_some_samples_goes_through_these_alone(weights: list[float] 
         assert np.array_equal(np.sort(ids), np.concatenate([trained[0], 40 + trained[1]]))
     everything = SampleOrder([40, 11], weights, 7, [np.arange(40), np.arange(11)])
     assert np.array_equal(everything.sample_ids(0, 500), SampleOrder([40, 11], weights, 7).sample_ids(0, 500))
+
+
+def grouped(groups: list[int], labels: list[int]) -> ClassificationSamples:
+    table = example_table(
+        text=example_texts([2] * len(groups)), labels=[[label] for label in labels], group=[[group] for group in groups]
+    )
+    return example_classification(example_config("classification", "bag_of_embeddings"), table, 2)
+
+
+def test_groups_are_held_out_whole_with_each_class_in_every_fold() -> None:
+    draw = np.random.default_rng(0)
+    label_of = draw.choice(2, 60, p=[0.8, 0.2])
+    groups = draw.choice(60, 900)
+    # One in ten has another label than its group.
+    labels = np.where(draw.random(900) < 0.1, 1 - label_of[groups], label_of[groups])
+    fold_of = fold_numbers(grouped(groups.tolist(), labels.tolist()), folds(4))
+    for group in range(60):
+        assert len(set(fold_of[groups == group].tolist())) <= 1
+    assert set(fold_of.tolist()) == {0, 1, 2, 3}
+    for label in range(2):
+        of_class = [len(set(groups[(fold_of == fold) & (label_of[groups] == label)].tolist())) for fold in range(4)]
+        assert max(of_class) - min(of_class) <= 1
+
+
+def test_a_group_counts_as_what_most_of_it_is() -> None:
+    # Two groups of each class by their majority: each fold has one of both.
+    samples = grouped([0, 0, 0, 1, 1, 1, 2, 2, 2, 3], [0, 0, 1, 0, 1, 0, 1, 1, 0, 1])
+    fold_of = fold_numbers(samples, folds(2))
+    assert fold_of[0] != fold_of[3]
+    assert fold_of[6] != fold_of[9]
+
+
+def test_fewer_groups_than_folds_are_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.folds\.number: got 3, and the samples of data\.train\.0 fill 2"):
+        trained_and_held_out([grouped([5, 5, 9, 9], [0, 1, 0, 1])], folds(3))
+
+
+@pytest.mark.parametrize("task", ["classification", "translation"])
+def test_prepare_keeps_the_groups(task: str, tmp_path: Path) -> None:
+    names = ["ann", "ben", "ann", "cleo", 7, "ben"]
+    rows = [
+        {"text": f"text {number}", "label": number % 2, "source": f"text {number}", "target": "t", "who": who}
+        for number, who in enumerate(names)
+    ]
+    options = {"fields": {"group": "who"}, "pack": False}
+    make = classification if task == "classification" else translation
+    config = make(tmp_path / "store", write_jsonl(tmp_path / "a.jsonl", rows), **options)
+    prepare(config, num_processes=1)
+    (samples,) = open_samples(config, "train")
+    fold_of = fold_numbers(samples, folds(2)).tolist()
+    assert fold_of[0] == fold_of[2] and fold_of[1] == fold_of[5]
+    groups = samples.groups()  # type: ignore[attr-defined]
+    assert groups is not None and len(set(groups.tolist())) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [({"pack": True}, "got pack true"), ({"file_format": "lines"}, "got data.format lines")]
+)
+def test_groups_need_records_with_fields_in_rows_of_their_own(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    options = {"fields": {"group": "who"}, "pack": False} | change
+    source = {"path": "a", "target_path": "b"} if "file_format" in change else {"path": "a"}
+    with pytest.raises(ValueError, match=complaint):
+        translation(tmp_path / "store", source, **options)

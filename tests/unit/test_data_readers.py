@@ -24,7 +24,7 @@ CONTEXT = "Paris is the capital of France. Ünder the bridge flows the Seine."
 
 
 def reading(task: Task, file_format: str, *, multi_label: bool = False, **columns: str | int) -> Reading:
-    fields = [field for field in FIELDS[task] if field in columns or field != "text_b"]
+    fields = [field for field in FIELDS[task] if field in columns or field not in ("text_b", "group")]
     named = tuple(FieldColumn(field, columns.get(field, field)) for field in fields)
     return Reading(task, file_format, named, multi_label)
 

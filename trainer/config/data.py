@@ -39,7 +39,8 @@ class SourceConfig(Section):
 class FieldsConfig(Section):
     """Which field of a record holds what: a name, or, in CSV and TSV files without a header line, a column number from 0.
 
-    Each task has fields of its own (`trainer.config.tasks`). `text_b` is the second of two texts, where there are two.
+    Each task has fields of its own (`trainer.config.tasks`). `text_b` is the second of two texts, where there are two. Records
+    with the same `group` (an author, a patient) are never in different folds.
     """
 
     text: Column = "text"
@@ -52,6 +53,7 @@ class FieldsConfig(Section):
     context: Column = "context"
     question: Column = "question"
     answers: Column = "answers"
+    group: Column | None = None
 
 
 class TokenizerConfig(Section):

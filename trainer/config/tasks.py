@@ -18,9 +18,9 @@ Family = Literal["gpt", "bert", "t5", "encoder_decoder", "bag_of_embeddings"]
 FIELDS: dict[Task, tuple[str, ...]] = {
     "language_modeling": ("text",),
     "masked_language_modeling": ("text",),
-    "classification": ("text", "text_b", "label"),
-    "translation": ("source", "target"),
-    "summarization": ("document", "summary"),
+    "classification": ("text", "text_b", "label", "group"),
+    "translation": ("source", "target", "group"),
+    "summarization": ("document", "summary", "group"),
     "question_answering": ("context", "question", "answers"),
 }
 

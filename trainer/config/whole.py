@@ -158,6 +158,10 @@ class Config(Section):
         for field in sorted(data.fields.model_fields_set - set(FIELDS[task])):
             if getattr(data.fields, field) != FieldsConfig.model_fields[field].default:
                 yield "data", "fields", field, f"the fields of {task}: {', '.join(FIELDS[task])}", (field,)
+        if data.fields.group is not None and (self.packing != "none" or data.format == "lines"):
+            got = "data.format lines" if data.format == "lines" else f"pack {data.pack}".lower()
+            expected = "records with fields, each in a row of its own (pack: false), where data.fields.group is given"
+            yield "data", "fields", got, expected, ("group",)
         if data.format == "text" and task not in _LANGUAGE_MODELING:
             yield "data", "format", "text", f"a format of records for {task}, such as jsonl or tsv", ()
         if (data.format == "squad") and task != "question_answering":

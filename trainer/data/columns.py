@@ -7,6 +7,8 @@
                                    one after the other); answer (first and last token of the first answer, or nothing);
                                    context_text, question_id, answers (a JSON list of all answers' texts)
 
+Where `data.fields.group` is given there is `group`, a list of one number, too.
+
 Of classification, translation and summarization the training split also has `back_translation`, of the text or the source,
 where the configuration names a file of them; it is empty where that has none. Tokens come without any special ones.
 """
@@ -14,6 +16,7 @@ where the configuration names a file of them; it is empty where that has none. T
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +26,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from trainer.data.readers import Answer, Reading, Record
+from trainer.data.readers import TEXT_FIELDS, Answer, Reading, Record
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import DataError
 
 BACK_TRANSLATION = "back_translation"
+GROUP = "group"
 
 _TEXTS: dict[str, tuple[str, ...]] = {
     "classification": ("text", "text_b"),
@@ -61,9 +65,11 @@ class Columns:
 def columns_of(reading: Reading, *, has_back_translations: bool) -> Columns:
     if reading.is_of_documents:
         return Columns(("tokens",))
-    num_texts = 2 if reading.task != "classification" else len(reading.columns) - 1
+    fields = [column.field for column in reading.columns]
+    num_texts = sum(field in TEXT_FIELDS for field in fields)
     tokens = _TEXTS[reading.task][:num_texts] + ((BACK_TRANSLATION,) if has_back_translations else ())
-    return Columns(tokens, _INTEGERS.get(reading.task, ()), _STRINGS.get(reading.task, ()))
+    integers = _INTEGERS.get(reading.task, ()) + ((GROUP,) if GROUP in fields else ())
+    return Columns(tokens, integers, _STRINGS.get(reading.task, ()))
 
 
 def token_list(dtype: type[Any]) -> pa.DataType:
@@ -108,6 +114,8 @@ class RecordEncoder:
         if self.back_translations is not None:
             back_translations = self.back_translations
             self._add_texts(BACK_TRANSLATION, [back_translations.get(record.texts[0], "") for record in records])
+        if GROUP in self._lists:
+            self._lists[GROUP] += [np.array([_group_number(record.group)], np.int32) for record in records]
         if self.reading.task == "classification":
             self._lists["labels"] += [np.array(sorted(map(self._number, r.labels)), np.int32) for r in records]
         elif self.reading.task == "question_answering":
@@ -149,6 +157,11 @@ class RecordEncoder:
             return self._numbers[label]
         except KeyError:
             raise DataError(f"label {label!r} has come into the input while it was read; run drumline prepare again") from None
+
+
+def _group_number(group: str) -> int:
+    """31 bits of a hash. Two groups that have the same, which of a hundred thousand two or three have, count as one."""
+    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=4).digest(), "little") >> 1
 
 
 @functools.lru_cache(maxsize=4)

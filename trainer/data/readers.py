@@ -74,7 +74,8 @@ class Answer(NamedTuple):
 class Record(NamedTuple):
     """One record of a task other than language modelling.
 
-    `texts` are what the task reads and writes, in the order of its fields; `place` is for `place_name`.
+    `texts` are what the task reads and writes, in the order of its fields; `place` is for `place_name`; `group` is what data
+    sets are not to be divided within.
     """
 
     place: int
@@ -82,6 +83,7 @@ class Record(NamedTuple):
     labels: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = ()
     question_id: str = ""
+    group: str = ""
 
     @property
     def has_all_texts(self) -> bool:
@@ -154,10 +156,12 @@ def read_records(span: Span, reading: Reading, report: ReadingReport | None = No
         try:
             _check_texts(record.texts, reading)
             if reading.task == "classification":
-                record = record._replace(labels=_labels(values[-1], reading))
+                record = record._replace(labels=_labels(values[fields.index("label")], reading))
             elif reading.task == "question_answering":
                 identity = values[3] if reading.format == "squad" else ""
                 record = record._replace(answers=_answers(values[2], record.texts[0]), question_id=identity)
+            if "group" in fields:
+                record = record._replace(group=str(values[fields.index("group")]))
         except ValueError as error:
             where = place_name(span, reading, place)
             raise DataError(f"{where}: {error}; mend or leave out that record") from None

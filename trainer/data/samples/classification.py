@@ -59,6 +59,10 @@ class ClassificationSamples:
         texts."""
         return self._table.firsts("labels") if self._packed is None else None
 
+    def groups(self) -> Int64Array | None:
+        """The group of each sample [num_samples]; None where records have none."""
+        return self._table.firsts("group") if self._table.has("group") else None
+
     def _generators(self, draws: Int64Array) -> list[np.random.Philox] | None:
         if self._augmentation is None:
             return None

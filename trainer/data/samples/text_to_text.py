@@ -25,6 +25,9 @@ class _Pairs:
         self._augmentation = records.augmentation
         self._planned_lengths = records.planned_lengths()
 
+    def groups(self) -> Int64Array | None:
+        return self.table.firsts("group") if self.table.has("group") else None
+
     def rooms(self, contents: Contents) -> Rooms:
         return Rooms(self.config.data.sequence_length, contents, self._planned_lengths)
 
@@ -53,6 +56,10 @@ class EncoderDecoderSamples:
         self._pairs = _Pairs(records)
         self._first = first_target_token(records.config, self._pairs.specials)
         self.num_samples = self._pairs.num_samples
+
+    def groups(self) -> Int64Array | None:
+        """The group of each sample [num_samples]; None where records have none."""
+        return self._pairs.groups()
 
     @property
     def features(self) -> Features:
@@ -104,6 +111,10 @@ class DecoderSamples:
         self._pairs = _Pairs(records)
         _, self._target_lengths = decoder_lengths(records.config, self._pairs.prompt, records.table)
         self.num_samples = self._pairs.num_samples
+
+    def groups(self) -> Int64Array | None:
+        """The group of each sample [num_samples]; None where records have none."""
+        return self._pairs.groups()
 
     @property
     def features(self) -> Features:
