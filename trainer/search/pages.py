@@ -6,6 +6,7 @@ import html
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -86,5 +87,5 @@ def _set(start: plugin_data_pb2.SessionStartInfo, name: str, value: object) -> N
             start.hparams[name].string_value = str(value)
 
 
-def _seconds(moment: object) -> float:
-    return moment.timestamp() if hasattr(moment, "timestamp") else time.time()
+def _seconds(moment: datetime | None) -> float:
+    return time.time() if moment is None else moment.timestamp()
