@@ -20,7 +20,7 @@ from launch.cli import add_verbs as add_launch_verbs
 from trainer.arguments import Parser
 from trainer.errors import DrumlineError, Stopped
 from trainer.verbs.checkpoints import add_checkpoints
-from trainer.verbs.evaluation import add_evaluate
+from trainer.verbs.evaluation import add_evaluate, add_memorization
 from trainer.verbs.export import add_export
 from trainer.verbs.prediction import add_predict
 from trainer.verbs.preparation import add_check, add_doctor, add_prepare
@@ -90,6 +90,7 @@ def _parser() -> Parser:
     add_check(verbs, common)
     add_train(verbs, common)
     add_evaluate(verbs, common)
+    add_memorization(verbs, common)
     add_predict(verbs, common)
     add_export(verbs, common)
     add_verify(verbs, common)

@@ -166,6 +166,20 @@ class DecontaminationConfig(Section):
         return self
 
 
+class DuplicatesConfig(Section):
+    """Training texts are left out that are there before already (`trainer.data.duplicates`): `exact` the same, `near` those
+    that share `similarity` of their runs of five words with one that is kept."""
+
+    kind: Literal["exact", "near"]
+    similarity: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
+
+    @model_validator(mode="after")
+    def _similarity_is_near(self) -> DuplicatesConfig:
+        if self.kind == "exact" and self.similarity != DuplicatesConfig.model_fields["similarity"].default:
+            raise complaint("similarity", f"{self.similarity}", "nothing with kind exact")
+        return self
+
+
 class DataConfig(Section):
     """From files to sequences. `store` is the folder that `prepare` fills and training maps into memory.
 
@@ -179,7 +193,7 @@ class DataConfig(Section):
     are longer than a sequence are read in windows that share `window_overlap` tokens, and an answer has at most
     `answer_length`. With `folds` a part of the training samples is what is validated. With `personal_data` texts are
     searched for it before anything else is made of them; with `decontamination` training texts are searched for those that
-    validate.
+    validate, with `duplicates` for each other.
     """
 
     store: Annotated[str, Field(min_length=1)]
@@ -200,6 +214,7 @@ class DataConfig(Section):
     folds: FoldsConfig | None = None
     personal_data: PersonalDataConfig | None = None
     decontamination: DecontaminationConfig | None = None
+    duplicates: DuplicatesConfig | None = None
     tokenizer: TokenizerConfig
 
     @field_validator("train")

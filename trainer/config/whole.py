@@ -148,6 +148,8 @@ class Config(Section):
             yield "data", "augmentation", f"mixup {data.augmentation.mixup}", expected, ("mixup",)
         if data.personal_data is not None:
             yield from self._misfits_of_personal_data(data.personal_data.action)
+        if data.duplicates is not None and data.format == "text":
+            yield "data", "duplicates", "data.format text", "another format: there a file is one text", ()
         if data.decontamination is not None and (data.format == "text" or not data.validation):
             got, expected = (
                 ("no validation data", "some that training texts are compared with")

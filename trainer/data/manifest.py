@@ -138,6 +138,8 @@ def store_settings(config: Config) -> dict[str, Any]:
         settings["personal_data"] = data.personal_data.model_dump(mode="json")
     if data.decontamination is not None:
         settings["decontamination"] = data.decontamination.model_dump(mode="json")
+    if data.duplicates is not None:
+        settings["duplicates"] = data.duplicates.model_dump(mode="json")
     if config.packing == "best_fit":
         settings["pack"] = {
             "best_fit": True,

@@ -1,27 +1,20 @@
 """Finds training texts that share a run of words with evaluation texts, to be left out: otherwise an evaluation would in part
 measure what is known by heart (decontamination by n-grams; Brown et al. 2020, arXiv:2005.14165, appendix C, with 13 words).
-
-Words are runs of letters, digits and underscores without regard to case; what stands between them does not count.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from trainer.data.shingles import Hashes, run_hashes, word_hashes, words_of
 from trainer.data.sources import Span
 
 EXAMPLES = 3
 _LONGEST_EXAMPLE = 13  # words
-_WORD = re.compile(r"\w+")
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word's hash is lost
-
-Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,7 @@ class OverlapReport:
 
 @dataclass(frozen=True)
 class OverlapIndex:
-    """The runs of words of all evaluation texts: for each length the hashes of the runs, sorted. Holds within one process,
-    since Python hashes words anew in each."""
+    """The runs of words of all evaluation texts: for each length the hashes of the runs, sorted."""
 
     runs: Mapping[int, Hashes]
 
@@ -63,19 +55,19 @@ class OverlapIndex:
     def of(cls, texts: Iterable[str], rule: OverlapRule) -> OverlapIndex:
         found: dict[int, list[Hashes]] = {}
         for text in texts:
-            hashes = _word_hashes(_words(text))
+            hashes = word_hashes(words_of(text))
             length = min(rule.num_words, len(hashes))
             if length >= rule.least_words:
-                found.setdefault(length, []).append(np.unique(_run_hashes(hashes, length)))
+                found.setdefault(length, []).append(np.unique(run_hashes(hashes, length)))
         return cls({length: np.unique(np.concatenate(arrays)) for length, arrays in sorted(found.items())})
 
     def find(self, text: str) -> str | None:
         """The first run of words of a text, of the shortest length, that an evaluation text has too."""
-        words = _words(text)
-        hashes = _word_hashes(words)
+        words = words_of(text)
+        hashes = word_hashes(words)
         for length, known in self.runs.items():
             if length <= len(hashes):
-                runs = _run_hashes(hashes, length)
+                runs = run_hashes(hashes, length)
                 places = np.minimum(np.searchsorted(known, runs), len(known) - 1)
                 hits = np.flatnonzero(known[places] == runs)
                 if len(hits):
@@ -94,20 +86,3 @@ def overlapping(texts: Sequence[str], index: OverlapIndex, report: OverlapReport
 def rule_of(content: Mapping[str, Any], spans: Sequence[Span]) -> OverlapRule:
     """A rule as JSON has it, with its spans."""
     return OverlapRule(content["num_words"], content["least_words"], tuple(spans), tuple(content["sha256s"]))
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
-
-
-def _word_hashes(words: Sequence[str]) -> Hashes:
-    return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
-
-
-def _run_hashes(words: Hashes, length: int) -> Hashes:
-    """The hash of each run of so many words: a polynomial in `_FACTOR`, modulo 2**64."""
-    count = len(words) - length + 1
-    result = np.zeros(count, np.uint64)
-    for place in range(length):
-        result = result * _FACTOR + words[place : place + count]
-    return result

@@ -19,10 +19,21 @@ import pyarrow as pa
 
 from trainer.data.back_translations import BackTranslationsFile, read_back_translations
 from trainer.data.columns import RecordEncoder, columns_of, token_dtype
+from trainer.data.duplicates import Signatures, signatures_of
 from trainer.data.manifest import TOKENIZER_NAME, InputRange, Part
 from trainer.data.overlap import OverlapReport, rule_of
 from trainer.data.personal_data import PersonalDataReport, PersonalDataRule
-from trainer.data.readers import Piece, Reading, ReadingReport, Record, digest, read_pieces, read_records
+from trainer.data.readers import (
+    Piece,
+    Reading,
+    ReadingReport,
+    Record,
+    digest,
+    read_pieces,
+    read_records,
+    unscreened,
+    whole_texts,
+)
 from trainer.data.sources import Span, Unit
 from trainer.data.tables import FieldColumn
 from trainer.data.tokenizer import Tokenizer
@@ -114,6 +125,12 @@ def check_part(plan: PartPlan) -> PartCheck:
                 if label not in check.labels:
                     check.labels[label] = (span, record.place)
     return check
+
+
+def signatures_of_part(plan: PartPlan, *, is_near: bool) -> Signatures:
+    """What tells the texts of a part apart, of which nothing is left out yet."""
+    reading = unscreened(plan.reading)
+    return signatures_of(plan.file, ((span, whole_texts(span, reading)) for span in plan.unit.spans), is_near=is_near)
 
 
 def texts_of(plan: PartPlan) -> Iterator[str]:
@@ -296,7 +313,9 @@ def _record_of(content: dict[str, Any]) -> PartRecord:
         rule = rule and PersonalDataRule(rule["action"], tuple(rule["kinds"]))
         overlap = plan["reading"].get("overlap")
         overlap = overlap and rule_of(overlap, [span_of(span) for span in overlap["evaluated"]])
-        reading = Reading(**{**plan["reading"], "columns": columns, "personal_data": rule, "overlap": overlap})
+        duplicates = tuple((path, begin, tuple(numbers)) for path, begin, numbers in plan["reading"].get("duplicates", ()))
+        rules = {"personal_data": rule, "overlap": overlap, "duplicates": duplicates}
+        reading = Reading(**{**plan["reading"], "columns": columns, **rules})
     back_translations = plan.get("back_translations")
     return PartRecord(
         part=Part(**content["part"]),

@@ -20,6 +20,7 @@ from pathlib import Path
 from trainer.config import Config
 from trainer.data.checks import check_inputs
 from trainer.data.columns import token_dtype
+from trainer.data.duplicates import Duplicates, find_equal, find_similar, list_duplicates
 from trainer.data.manifest import (
     MANIFEST_NAME,
     STORE_VERSION,
@@ -32,16 +33,24 @@ from trainer.data.manifest import (
     write_manifest,
 )
 from trainer.data.overlap import OverlapReport
-from trainer.data.parts import PartPlan, PartRecord, record_path, texts_of, whole_part, write_part
+from trainer.data.parts import PartPlan, PartRecord, record_path, signatures_of_part, texts_of, whole_part, write_part
 from trainer.data.personal_data import PersonalDataReport
 from trainer.data.records import RecordTable
 from trainer.data.rows import rows_origin, write_rows
 from trainer.data.store import open_parts, token_stream
-from trainer.data.store_plan import StorePlan, known_labels, plan_store, tokenizer_source, write_labels
+from trainer.data.store_plan import (
+    StorePlan,
+    duplicates_source,
+    known_labels,
+    plan_store,
+    tokenizer_source,
+    without_duplicates,
+    write_labels,
+)
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.workers import num_cores, run_all, worker_pool
 from trainer.errors import DataError
-from trainer.files import json_bytes, write_atomically
+from trainer.files import json_bytes, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +66,9 @@ PERSONAL_DATA_NAME = "personal-data.json"
 
 # How many training texts were left out, since evaluations have them, and by which words some were found.
 OVERLAP_NAME = "decontamination.json"
+
+# Which training texts are left out, since they are there before already.
+DUPLICATES_NAME = "duplicates.json"
 
 PROGRESS_SECONDS = 5.0
 
@@ -77,6 +89,9 @@ def prepare(
     assert shard is None or 1 <= shard[0] <= shard[1]
     store = Path(config.data.store)
     plan = plan_store(config)
+    duplicates = _find_duplicates(store, config, plan, num_processes)
+    if duplicates is not None:
+        plan = without_duplicates(plan, duplicates)
     labels = known_labels(store, config, plan)
     plan = plan.with_labels(labels or ())
     if shard is None and merge:
@@ -94,6 +109,9 @@ def prepare(
     with worker_pool(_num_workers(chosen, num_processes)) as pool:
         plan = plan.with_labels(check_inputs(config, plan, chosen, records, labels, pool))
         try:
+            if duplicates is not None:
+                make_folder(store)
+                write_atomically(store / DUPLICATES_NAME, json_bytes(duplicates.to_json()))
             tokenizer, records = _make_parts(store, config, plan, plan.chosen(shard), tokenizer, pool)
         except OSError as error:
             raise DataError(f"{store}: cannot be written ({error}); free the place or set data.store to another") from error
@@ -104,6 +122,26 @@ def prepare(
         _merge_if_last(store, config, plan)
     else:
         logger.info("%s: is whole; when all shards are: drumline prepare CONFIG --merge", what)
+
+
+def _find_duplicates(store: Path, config: Config, plan: StorePlan, num_processes: int | None) -> Duplicates | None:
+    """Which training texts are there before already: as was found before in the same inputs, or by reading all of them. The
+    same on each machine, whichever shard it makes."""
+    chosen = config.data.duplicates
+    if chosen is None:
+        return None
+    source, parts = duplicates_source(config, plan), plan.train_parts
+    known = Duplicates.read(store / DUPLICATES_NAME)
+    if known is not None and known.source == source:
+        return known
+    read = functools.partial(signatures_of_part, is_near=chosen.kind == "near")
+    with worker_pool(_num_workers(parts, num_processes)) as pool:
+        signatures = {part.file: each for part, each in run_all(pool, read, parts)}
+    in_order = [signatures[part.file] for part in parts]
+    pairs = find_equal(in_order) if chosen.kind == "exact" else find_similar(in_order, chosen.similarity)
+    found = list_duplicates(source, pairs)
+    logger.info("%s: %s training texts are there before already and left out", store, f"{found.num_texts:,}")
+    return found
 
 
 def _whole_parts(store: Path, parts: Sequence[PartPlan], tokenizer: Tokenizer | None) -> dict[str, PartRecord]:
@@ -380,6 +418,8 @@ def _remove_stale(store: Path, config: Config, plan: StorePlan) -> None:
         names.append(PERSONAL_DATA_NAME)
     if plan.reading.overlap is None:
         names.append(OVERLAP_NAME)
+    if config.data.duplicates is None:
+        names.append(DUPLICATES_NAME)
     _remove(store, [path for name in names for path in store.glob(name) if path not in wanted])
 
 

@@ -32,7 +32,8 @@ TEXT_FIELDS = ("text", "text_b", "source", "target", "document", "summary", "con
 @dataclass(frozen=True)
 class Reading:
     """How input is read: its format, where the fields of the task are, whether a record may have several labels, what becomes
-    of personal data, and which texts are left out since evaluations have them.
+    of personal data, and which texts are left out since evaluations have them, or, by path and beginning of a span and
+    their numbers there, since they are duplicates.
 
     Masked language models are trained on what language models are: both read documents, and go by `language_modeling`.
     """
@@ -43,6 +44,7 @@ class Reading:
     multi_label: bool = False
     personal_data: PersonalDataRule | None = None
     overlap: OverlapRule | None = None
+    duplicates: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
 
     @property
     def is_of_documents(self) -> bool:
@@ -94,55 +96,62 @@ class Record(NamedTuple):
 def read_pieces(span: Span, reading: Reading, report: ReadingReport | None = None) -> Iterator[Piece]:
     """The documents of a span in pieces of bounded length, in which personal data are masked where that is asked for; what
     is found is added to the `report`. Documents without text are left out, and those that are to be dropped."""
-    (column,) = reading.columns
     rule = reading.personal_data
     if reading.format == "text":
         # A piece ends with a line, so nothing that is looked for lies in two, but where a line is longer than a piece.
         pieces = _running_text(span)
         found = None if report is None else report.personal_data
         return pieces if rule is None else (_clean_piece(piece, rule, found) for piece in pieces)
+    screen, documents = _Screen(span, reading, report), enumerate(_documents(span, reading))
+    screened = (text for number, each in documents for text in screen.texts(number, (each,)) or ())
+    return (piece for text in screened if text.strip() for piece in _cut(text))
+
+
+def _documents(span: Span, reading: Reading) -> Iterator[str]:
+    """All documents of a span, each whole, in formats that have several in a file."""
+    (column,) = reading.columns
     if reading.format == "lines":
-        documents: Iterator[str] = (text for _, text in text_lines(span))
-    elif reading.format == "jsonl":
-        documents = json_texts(span, str(column.column))
-    else:
-        documents = (values[0] for _, values in _rows(span, reading))
-    return (piece for text in _screened(documents, reading, report) if text.strip() for piece in _cut(text))
+        return (text for _, text in text_lines(span))
+    if reading.format == "jsonl":
+        return json_texts(span, str(column.column))
+    return (values[0] for _, values in _rows(span, reading))
 
 
-def _screened(documents: Iterator[str], reading: Reading, report: ReadingReport | None) -> Iterator[str]:
-    """The documents that are not left out, without what is not to be in them."""
-    for document in documents:
-        yield from _screen((document,), reading, report) or ()
+class _Screen:
+    """What becomes of the texts of a span: which are left out, and what is not to be in the others."""
 
+    def __init__(self, span: Span, reading: Reading, report: ReadingReport | None) -> None:
+        listed = (numbers for path, begin, numbers in reading.duplicates if (path, begin) == (span.path, span.begin))
+        self._duplicates = frozenset(number for numbers in listed for number in numbers)
+        self._index = None if reading.overlap is None else _overlap_index(reading.overlap, unscreened(reading))
+        self._personal_data, self._report = reading.personal_data, report or ReadingReport()
 
-def _screen(texts: tuple[str, ...], reading: Reading, report: ReadingReport | None) -> tuple[str, ...] | None:
-    """The texts of one record without what is not to be in them; None where the record is to be left out."""
-    report = report or ReadingReport()
-    if reading.overlap is not None and overlapping(texts, _overlap_index(reading), report.overlap):
-        return None
-    return texts if reading.personal_data is None else clean(texts, reading.personal_data, report.personal_data)
+    def texts(self, number: int, texts: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Of the `number`-th record; None where it is left out."""
+        if number in self._duplicates:
+            return None
+        if self._index is not None and overlapping(texts, self._index, self._report.overlap):
+            return None
+        return texts if self._personal_data is None else clean(texts, self._personal_data, self._report.personal_data)
 
 
 @functools.lru_cache(maxsize=1)
-def _overlap_index(reading: Reading) -> OverlapIndex:
+def _overlap_index(rule: OverlapRule, reading: Reading) -> OverlapIndex:
     """Once a process."""
-    rule, plain = reading.overlap, replace(reading, overlap=None, personal_data=None)
-    assert rule is not None
-    return OverlapIndex.of((text for span in rule.evaluated for text in _whole_texts(span, plain)), rule)
+    return OverlapIndex.of((text for span in rule.evaluated for texts in whole_texts(span, reading) for text in texts), rule)
 
 
-def _whole_texts(span: Span, reading: Reading) -> Iterator[str]:
-    """All texts of a span, each whole."""
-    if not reading.is_of_documents:
-        yield from (text for record in read_records(span, reading) for text in record.texts)
-        return
-    pieces: list[str] = []
-    for piece in read_pieces(span, reading):
-        pieces.append(piece.text)
-        if piece.ends_document:
-            yield "".join(pieces)
-            pieces = []
+def unscreened(reading: Reading) -> Reading:
+    """With nothing left out or masked."""
+    return replace(reading, personal_data=None, overlap=None, duplicates=())
+
+
+def whole_texts(span: Span, reading: Reading) -> Iterator[tuple[str, ...]]:
+    """The texts of each record of a span, or each of its documents, whole."""
+    if reading.is_of_documents:
+        yield from ((document,) for document in _documents(span, reading))
+    else:
+        yield from (record.texts for record in read_records(span, reading))
 
 
 def read_records(span: Span, reading: Reading, report: ReadingReport | None = None) -> Iterator[Record]:
@@ -150,9 +159,10 @@ def read_records(span: Span, reading: Reading, report: ReadingReport | None = No
     `report`. None are left out but those that are dropped for it, or since an evaluation has them. Raises DataError for one
     that is not what the task needs."""
     fields = [column.field for column in reading.columns]
-    texts = [number for number, field in enumerate(fields) if field in TEXT_FIELDS]
-    for place, values in _rows(span, reading):
-        record = Record(place, tuple([values[number] for number in texts]))
+    texts = [column for column, field in enumerate(fields) if field in TEXT_FIELDS]
+    screen = _Screen(span, reading, report)
+    for number, (place, values) in enumerate(_rows(span, reading)):
+        record = Record(place, tuple([values[column] for column in texts]))
         try:
             _check_texts(record.texts, reading)
             if reading.task == "classification":
@@ -165,7 +175,7 @@ def read_records(span: Span, reading: Reading, report: ReadingReport | None = No
         except ValueError as error:
             where = place_name(span, reading, place)
             raise DataError(f"{where}: {error}; mend or leave out that record") from None
-        screened = _screen(record.texts, reading, report)
+        screened = screen.texts(number, record.texts)
         if screened is not None:
             yield record if screened is record.texts else record._replace(texts=screened)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from trainer.config import FIELDS, Config, SourceConfig
 from trainer.data.back_translations import back_translations_file
+from trainer.data.duplicates import Duplicates
 from trainer.data.manifest import Split
 from trainer.data.overlap import OverlapRule
 from trainer.data.parts import PartPlan, timeless
 from trainer.data.personal_data import PersonalDataRule
-from trainer.data.readers import Reading, digest
+from trainer.data.readers import Reading, digest, unscreened
 from trainer.data.sources import plan_units
 from trainer.data.tables import FieldColumn
 from trainer.errors import DataError
@@ -57,6 +58,23 @@ class StorePlan:
             return tuple(tuple(replace(part, labels=tuple(labels)) for part in dataset) for dataset in datasets)
 
         return StorePlan(labelled(self.train), labelled(self.validation))
+
+
+def without_duplicates(plan: StorePlan, duplicates: Duplicates) -> StorePlan:
+    """The plan in which these training texts are left out."""
+
+    def changed(part: PartPlan) -> PartPlan:
+        keys = [(part.file, span.path, span.begin) for span in part.unit.spans]
+        own = tuple((*key[1:], duplicates.numbers[key]) for key in keys if key in duplicates.numbers)
+        return replace(part, reading=replace(part.reading, duplicates=own))
+
+    return replace(plan, train=tuple(tuple(map(changed, dataset)) for dataset in plan.train))
+
+
+def duplicates_source(config: Config, plan: StorePlan) -> str:
+    """A hash of all that the list of duplicates follows from; for the inputs, size and time stand for the contents."""
+    assert config.data.duplicates is not None
+    return _hash([config.data.duplicates.model_dump(mode="json"), _set_keys(asdict(unscreened(plan.reading))), _spans(plan)])
 
 
 def plan_store(config: Config) -> StorePlan:
@@ -120,8 +138,8 @@ def tokenizer_source(config: Config, plan: StorePlan, num_characters: int) -> st
     reading = plan.reading
     fields: Any = reading.columns[0].column if reading.is_of_documents else [reading.task, reading.columns]
     content = [settings, reading.format, fields, _spans(plan), num_characters]
-    rules = [asdict(rule) for rule in (reading.personal_data, reading.overlap) if rule is not None]
-    return _hash([*content, *rules])
+    rules: list[Any] = [asdict(rule) for rule in (reading.personal_data, reading.overlap) if rule is not None]
+    return _hash([*content, *rules, *_all_duplicates(plan)])
 
 
 def known_labels(store: Path, config: Config, plan: StorePlan) -> tuple[str, ...] | None:
@@ -143,7 +161,12 @@ def write_labels(store: Path, plan: StorePlan, labels: Sequence[str]) -> None:
 
 
 def _labels_source(plan: StorePlan) -> str:
-    return _hash([_set_keys(asdict(plan.reading)), _spans(plan)])
+    reading = _set_keys(asdict(replace(plan.reading, duplicates=())))
+    return _hash([reading, _spans(plan), *_all_duplicates(plan)])
+
+
+def _all_duplicates(plan: StorePlan) -> list[Any]:
+    return [each for part in plan.train_parts for each in part.reading.duplicates]
 
 
 def _spans(plan: StorePlan) -> list[dict[str, Any]]:
@@ -151,8 +174,8 @@ def _spans(plan: StorePlan) -> list[dict[str, Any]]:
 
 
 def _set_keys(content: dict[str, Any]) -> dict[str, Any]:
-    """Without what is None, as before there was such a key: what was made then need not be made again."""
-    return {name: value for name, value in content.items() if value is not None}
+    """Without what is None or empty, as before there was such a key: what was made then need not be made again."""
+    return {name: value for name, value in content.items() if value is not None and value != ()}
 
 
 def _hash(content: Any) -> str:

@@ -1,12 +1,14 @@
-"""`drumline evaluate`."""
+"""What a model is worth, and what it gives away: `evaluate` and `memorization`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from launch.cli import positive
 from trainer.arguments import Parser, Verbs, add_run, all_or_not_negative
+from trainer.errors import DataError
 from trainer.verbs.start import import_tensorflow, started_run
 
 
@@ -31,3 +33,34 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     result = evaluate_run(run, arguments.checkpoint, arguments.batches, arguments.generate, generation)
     print(json.dumps(result))
     return 0
+
+
+def add_memorization(verbs: Verbs, common: Parser) -> None:
+    parser = verbs.add_parser(
+        "memorization", help="what a language model knows of its training texts by heart", parents=[common]
+    )
+    add_run(parser)
+    parser.add_argument("--samples", type=positive, metavar="N", default=1000, help="of each split (default: 1000)")
+    parser.add_argument("--prompt-tokens", type=positive, metavar="N", default=50, help="that the model is given (default: 50)")
+    parser.add_argument("--tokens", type=positive, metavar="N", default=50, help="that it has to go on with (default: 50)")
+    parser.add_argument("--canaries", type=Path, metavar="FILE", help="texts with digits that were planted, one a line")
+    parser.add_argument("--alternatives", type=positive, metavar="N", default=1000, help="to each canary (default: 1000)")
+    parser.set_defaults(handler=_memorization, parser=parser)
+
+
+def _memorization(arguments: argparse.Namespace) -> int:
+    run = started_run(arguments.run).path
+    canaries = [] if arguments.canaries is None else _lines(arguments.canaries)
+    import_tensorflow()
+    from trainer.memorization import Extraction, measure
+
+    extraction = Extraction(arguments.samples, arguments.prompt_tokens, arguments.tokens)
+    print(json.dumps(measure(run, arguments.checkpoint, extraction, canaries, arguments.alternatives), ensure_ascii=False))
+    return 0
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--canaries: {path}: {getattr(error, 'strerror', None) or 'is not UTF-8'}; check the path") from None
