@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +109,8 @@ class Container:
     def send(self, number: signal.Signals) -> None:
         """To process 1, as `kubectl delete` does. As everywhere, process 1 does not hear what it has no handler for."""
         if self.exit_code is None and self.process is not None:
-            os.kill(self.process, number)
+            with suppress(ProcessLookupError):  # it has ended, and those around it are about to
+                os.kill(self.process, number)
 
     def kill(self) -> None:
         """Ends all its processes at once: those of a process namespace go with process 1."""
