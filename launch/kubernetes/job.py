@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.kubernetes.objects import Manifest, object_of, queued, selector_of
+from launch.kubernetes.objects import Component, Manifest, labels_of, object_of, queued, selector_of
 from launch.kubernetes.options import Options, Training
 from launch.kubernetes.pod import worker_pod
 from launch.kubernetes.volumes import Folders
@@ -27,6 +27,22 @@ def render_job(training: Training, folders: Folders, overrides: Sequence[str]) -
         "template": template,
     }
     return [_service(options), job]
+
+
+def render_independent(options: Options, suffix: str, component: Component, size: int, pod: Manifest) -> Manifest:
+    """An indexed Job whose pods have nothing to do with each other: each index has its own tries."""
+    job = queued(object_of("Job", "batch/v1", options, suffix, component), options)
+    job["spec"] = {
+        **indexed(options, size),
+        "backoffLimitPerIndex": options.restarts,
+        "podFailurePolicy": failure_policy(),
+        **time_to_live(options),
+        "template": {
+            "metadata": {"labels": labels_of(options, component)},
+            "spec": {"restartPolicy": "Never", **pod},
+        },
+    }
+    return job
 
 
 def peers_of(training: Training) -> list[str]:

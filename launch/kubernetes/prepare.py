@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.kubernetes.job import failure_policy, indexed, time_to_live
+from launch.kubernetes.job import render_independent
 from launch.kubernetes.network import prepare_policy
-from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map, labels_of, object_of, queued
+from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map
 from launch.kubernetes.options import Preparation, amount
 from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
@@ -29,23 +29,11 @@ def render_prepare(config: Config, text: str, preparation: Preparation, override
     options = preparation.job
     folders = find_folders(config)
     require_inputs(config, folders)
-    job = queued(object_of("Job", "batch/v1", options, SUFFIX, "prepare"), options)
-    job["spec"] = {
-        **indexed(options, preparation.shards),
-        # Shards have nothing to do with each other: each has its own tries.
-        "backoffLimitPerIndex": options.restarts,
-        "podFailurePolicy": failure_policy(),
-        **time_to_live(options),
-        "template": {
-            "metadata": {"labels": labels_of(options, "prepare")},
-            "spec": {"restartPolicy": "Never", **_pod(preparation, folders, overrides)},
-        },
-    }
     return [
         config_map(options, _CONFIG_SUFFIX, {CONFIG_KEY: text}),
         *new_claims(options, {"-data": options.data}),
         prepare_policy(options),
-        job,
+        render_independent(options, SUFFIX, "prepare", preparation.shards, _pod(preparation, folders, overrides)),
     ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.kubernetes.job import failure_policy, indexed, time_to_live
+from launch.kubernetes.job import render_independent
 from launch.kubernetes.network import search_policy
-from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map, labels_of, object_of, queued
+from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map
 from launch.kubernetes.options import Searching
 from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
@@ -28,24 +28,12 @@ def render_search(
     _require_sense(search, searching)
     options = searching.job
     folders = find_folders(config)
-    job = queued(object_of("Job", "batch/v1", options, SUFFIX, "search"), options)
-    job["spec"] = {
-        **indexed(options, searching.pods),
-        # What one pod was at others take: each has its own tries.
-        "backoffLimitPerIndex": options.restarts,
-        "podFailurePolicy": failure_policy(),
-        **time_to_live(options),
-        "template": {
-            "metadata": {"labels": labels_of(options, "search")},
-            "spec": {"restartPolicy": "Never", **_pod(search, searching, folders, overrides)},
-        },
-    }
     to_database = search.storage_environment is not None or "://" in (search.storage or "")
     return [
         config_map(options, _CONFIG_SUFFIX, {_SEARCH_KEY: texts[0], CONFIG_KEY: texts[1]}),
         *new_claims(options, {"-data": options.data, "-runs": searching.runs}),
         search_policy(options, to_database=to_database, to_storage=is_remote(config.checkpoint.directory)),
-        job,
+        render_independent(options, SUFFIX, "search", searching.pods, _pod(search, searching, folders, overrides)),
     ]
 
 

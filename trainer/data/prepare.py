@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import Config
@@ -32,10 +32,9 @@ from trainer.data.manifest import (
     store_settings,
     write_manifest,
 )
-from trainer.data.overlap import OverlapReport
 from trainer.data.parts import PartPlan, PartRecord, record_path, signatures_of_part, texts_of, whole_part, write_part
-from trainer.data.personal_data import PersonalDataReport
 from trainer.data.records import RecordTable
+from trainer.data.reports import OVERLAP_NAME, PERSONAL_DATA_NAME, report_overlap, report_personal_data
 from trainer.data.rows import rows_origin, write_rows
 from trainer.data.store import open_parts, token_stream
 from trainer.data.store_plan import (
@@ -60,12 +59,6 @@ TRAINING_CHARACTERS = 256 * 2**20
 
 # Says what the tokenizer in the store was trained on.
 TOKENIZER_SOURCE_NAME = "tokenizer-source.json"
-
-# How many personal data were found, and how some looked once they were masked.
-PERSONAL_DATA_NAME = "personal-data.json"
-
-# How many training texts were left out, since evaluations have them, and by which words some were found.
-OVERLAP_NAME = "decontamination.json"
 
 # Which training texts are left out, since they are there before already.
 DUPLICATES_NAME = "duplicates.json"
@@ -292,9 +285,9 @@ def _finish(store: Path, config: Config, plan: StorePlan, records: dict[str, Par
     manifest = _manifest(config, plan, records, tokenizer, _made_rows(store, config, plan, records, tokenizer))
     write_manifest(manifest, store)
     if plan.reading.personal_data is not None:
-        _report_personal_data(store, plan, records)
+        report_personal_data(store, plan, records)
     if plan.reading.overlap is not None:
-        _report_overlap(store, plan, records)
+        report_overlap(store, plan, records)
     unit = "documents" if plan.reading.is_of_documents else "records"
     for split in ("train", "validation"):
         documents, tokens = manifest.num_documents(split), manifest.num_tokens(split)
@@ -305,37 +298,6 @@ def _finish(store: Path, config: Config, plan: StorePlan, records: dict[str, Par
             logger.info(
                 "%s: %s: %s samples in %s rows, %.1f%% real tokens", store, split, f"{pieces:,}", f"{num_rows:,}", 100 * share
             )
-
-
-def _report_personal_data(store: Path, plan: StorePlan, records: dict[str, PartRecord]) -> None:
-    """Writes and tells how much was found, and what became of it."""
-    rule, content = plan.reading.personal_data, {}
-    assert rule is not None
-    done = "masked" if rule.action == "mask" else "found and their texts dropped"
-    for split, datasets in plan.splits:
-        report = PersonalDataReport()
-        for part in (each for dataset in datasets for each in dataset):
-            report.merge(records[part.file].personal_data)
-        content[split] = asdict(report)
-        items = ", ".join(f"{number:,} {kind}" for kind, number in sorted(report.num_items.items())) or "none"
-        logger.info(
-            "%s: %s: personal data %s in %s texts: %s", store / PERSONAL_DATA_NAME, split, done, f"{report.num_texts:,}", items
-        )
-    write_atomically(store / PERSONAL_DATA_NAME, json_bytes({"rule": asdict(rule), **content}))
-
-
-def _report_overlap(store: Path, plan: StorePlan, records: dict[str, PartRecord]) -> None:
-    """Writes and tells how many training texts were left out, since evaluations have them."""
-    rule, report = plan.reading.overlap, OverlapReport()
-    assert rule is not None
-    for part in plan.train_parts:
-        report.merge(records[part.file].overlap)
-    logger.info(
-        "%s: %s training texts left out: they share %d words with the validation data",
-        *(store / OVERLAP_NAME, f"{report.num_texts:,}", rule.num_words),
-    )
-    shown = {"num_words": rule.num_words, "least_words": rule.least_words, **asdict(report)}
-    write_atomically(store / OVERLAP_NAME, json_bytes(shown))
 
 
 def _made_rows(
