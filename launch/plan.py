@@ -205,7 +205,7 @@ def plan_worker(
         argv = (*argv, f"distribution.num_replicas={surroundings.ranks_per_worker}")
     here, processes = surroundings, []
     num_processes = here.ranks_per_worker if backend in ("multiworker", "horovod") else 1
-    threads = {} if machine.threads_are_set else _threads(machine.num_cores // num_processes)
+    own_threads = {} if machine.threads_are_set else threads(machine.num_cores // num_processes)
     for local_rank in range(num_processes):
         env: dict[str, str] = {}
         if backend == "multiworker":
@@ -216,7 +216,7 @@ def plan_worker(
             env |= {name: value for name, value in tuned.items() if name not in given}
         if machine.gpus and num_processes > 1:
             env["CUDA_VISIBLE_DEVICES"] = machine.gpus[local_rank]
-        processes.append(Process(str(here.first_rank + local_rank), argv, {**env, **threads}))
+        processes.append(Process(str(here.first_rank + local_rank), argv, {**env, **own_threads}))
     return Plan(backend, tuple(processes), here.num_ranks, reason)
 
 
@@ -340,9 +340,9 @@ def _share_of_cores(num_workers: int, machine: Machine) -> dict[str, str]:
     """This machine's cores, divided: otherwise each worker would start threads for all of them."""
     if num_workers == 1 or machine.threads_are_set:
         return {}
-    return _threads(machine.num_cores // num_workers)
+    return threads(machine.num_cores // num_workers)
 
 
-def _threads(num_cores: int) -> dict[str, str]:
+def threads(num_cores: int) -> dict[str, str]:
     """TensorFlow reads both variables by itself (tensorflow/core/common_runtime/process_util.cc)."""
     return dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(max(1, num_cores)))

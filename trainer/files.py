@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import socket
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,6 +16,13 @@ from typing import Any
 def json_bytes(content: Any) -> bytes:
     """JSON for people to read, with a line end."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def csv_bytes(rows: Iterable[Sequence[Any]]) -> bytes:
+    """A table, its header first."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 def is_inside(name: str) -> bool:

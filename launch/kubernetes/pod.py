@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from launch import surroundings
 from launch.kubernetes.objects import CONFIG_KEY, Manifest, labels_of, selector_of
@@ -37,9 +37,7 @@ def worker_pod(
         "resources": resources_of(options.resources),
         "securityContext": container_security(),
         "volumeMounts": [
-            {"name": names["data"], "mountPath": str(folders.data), "readOnly": True},
-            {"name": names["runs"], "mountPath": str(folders.runs)},
-            {"name": "configuration", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            *run_mounts(folders, names),
             {"name": "secret", "mountPath": SECRET_FOLDER, "readOnly": True},
             {"name": "temporary", "mountPath": "/tmp"},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
@@ -64,6 +62,15 @@ def worker_pod(
     if options.resources.gpus:
         spec["affinity"] = _one_a_node(options)
     return {"metadata": {"labels": labels_of(options, "worker")}, "spec": spec}
+
+
+def run_mounts(folders: Folders, names: Mapping[str, str]) -> list[Manifest]:
+    """What a container that trains has of the two volumes, whose `names` are by what is on them, and of the ConfigMap."""
+    return [
+        {"name": names["data"], "mountPath": str(folders.data), "readOnly": True},
+        {"name": names["runs"], "mountPath": str(folders.runs)},
+        {"name": "configuration", "mountPath": CONFIG_FOLDER, "readOnly": True},
+    ]
 
 
 def _environment(training: Training, peers: Sequence[str]) -> list[Manifest]:

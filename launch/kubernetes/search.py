@@ -8,7 +8,7 @@ from launch.kubernetes.job import render_independent
 from launch.kubernetes.network import search_policy
 from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map
 from launch.kubernetes.options import Searching
-from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
+from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of, run_mounts
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
 from launch.kubernetes.volumes import WORKING_DIRECTORY, Folders, claim_volumes, find_folders, is_remote, new_claims
 from trainer.config import Config, SearchConfig
@@ -66,9 +66,7 @@ def _pod(search: SearchConfig, searching: Searching, folders: Folders, overrides
         "resources": resources_of(options.resources),
         "securityContext": container_security(),
         "volumeMounts": [
-            {"name": names["data"], "mountPath": str(folders.data), "readOnly": True},
-            {"name": names["runs"], "mountPath": str(folders.runs)},
-            {"name": "configuration", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            *run_mounts(folders, names),
             {"name": "temporary", "mountPath": "/tmp"},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
         ],

@@ -77,6 +77,10 @@ class RecordTable:
             firsts.append(np.where(is_empty, -1, values[begins]))
         return np.concatenate([*firsts, np.zeros(0, np.int64)]).astype(np.int64)
 
+    def groups(self) -> Int64Array | None:
+        """The group of each record [num_records]; None where they have none."""
+        return self.firsts("group") if self.has("group") else None
+
     def text(self, column: str, number: int) -> str:
         batch, row = self._place(number)
         text: str = self._batches[batch].column(column)[row].as_py()

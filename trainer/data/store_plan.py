@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import FIELDS, Config, SourceConfig
+from trainer.config import FIELDS, Config, DecontaminationConfig, SourceConfig
 from trainer.data.back_translations import back_translations_file
 from trainer.data.duplicates import Duplicates
 from trainer.data.manifest import Split
@@ -59,16 +59,28 @@ class StorePlan:
 
         return StorePlan(labelled(self.train), labelled(self.validation))
 
+    def with_training_reading(self, change: Callable[[PartPlan], Reading]) -> StorePlan:
+        """The plan in which the training parts are read as `change` says of each."""
+        train = tuple(tuple(replace(part, reading=change(part)) for part in dataset) for dataset in self.train)
+        return replace(self, train=train)
+
 
 def without_duplicates(plan: StorePlan, duplicates: Duplicates) -> StorePlan:
     """The plan in which these training texts are left out."""
 
-    def changed(part: PartPlan) -> PartPlan:
+    def own(part: PartPlan) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
         keys = [(part.file, span.path, span.begin) for span in part.unit.spans]
-        own = tuple((*key[1:], duplicates.numbers[key]) for key in keys if key in duplicates.numbers)
-        return replace(part, reading=replace(part.reading, duplicates=own))
+        return tuple((*key[1:], duplicates.numbers[key]) for key in keys if key in duplicates.numbers)
 
-    return replace(plan, train=tuple(tuple(map(changed, dataset)) for dataset in plan.train))
+    return plan.with_training_reading(lambda part: replace(part.reading, duplicates=own(part)))
+
+
+def _without_overlap(plan: StorePlan, chosen: DecontaminationConfig) -> StorePlan:
+    """The plan in which training texts are left out that validation files, as they are now, have parts of."""
+    spans = [span for dataset in plan.validation for part in dataset for span in part.unit.spans]
+    sha256s = tuple(digest(file, plan.reading) for span in spans for file in span.files)
+    rule = OverlapRule(chosen.words, chosen.least_words, tuple(map(timeless, spans)), sha256s)
+    return plan.with_training_reading(lambda part: replace(part.reading, overlap=rule))
 
 
 def duplicates_source(config: Config, plan: StorePlan) -> str:
@@ -81,7 +93,6 @@ def plan_store(config: Config) -> StorePlan:
     """Divides all sources; raises DataError for files that are missing or empty. Nobody knows labels yet."""
     data = config.data
     reading = _reading(config)
-    overlap = _overlap(config, reading)
     path = data.augmentation.back_translations
     back_translations = back_translations_file(path) if path is not None else None
 
@@ -94,25 +105,14 @@ def plan_store(config: Config) -> StorePlan:
                 PartPlan(
                     file=f"{split}/{number}/part-{index:05d}.arrow",
                     unit=unit,
-                    reading=reading if split == "validation" else replace(reading, overlap=overlap),
+                    reading=reading,
                     back_translations=back_translations if split == "train" else None,
                 )
                 for index, unit in enumerate(units)
             )
 
-    return StorePlan(tuple(plan_split("train", data.train)), tuple(plan_split("validation", data.validation)))
-
-
-def _overlap(config: Config, reading: Reading) -> OverlapRule | None:
-    """With the validation files as they are now."""
-    chosen = config.data.decontamination
-    if chosen is None:
-        return None
-    sources = enumerate(config.data.validation)
-    units = [unit for number, each in sources for unit in plan_units(each, config.data.format, f"data.validation[{number}]")]
-    spans = tuple(span for unit in units for span in unit.spans)
-    sha256s = tuple(digest(file, reading) for span in spans for file in span.files)
-    return OverlapRule(chosen.words, chosen.least_words, tuple(map(timeless, spans)), sha256s)
+    plan = StorePlan(tuple(plan_split("train", data.train)), tuple(plan_split("validation", data.validation)))
+    return plan if data.decontamination is None else _without_overlap(plan, data.decontamination)
 
 
 def empty_source(split: Split, number: int, path: str) -> DataError:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
 
 from launch import processes
 from launch.plan import Process
@@ -57,7 +56,7 @@ class Attempt:
         self._environment = environment
         logger.info("trial %d: %s", self.index, shown(self.trial.params))
         try:
-            self._runs = runs_of(self._search, self.trial.params, self.folder)
+            self._runs = list(runs_of(self._search, self.trial.params, self.folder))
         except ConfigError as error:
             self._fail(str(error))
             return
@@ -183,7 +182,7 @@ class Attempt:
 
     def _prune(self) -> None:
         self._note()
-        self._trials.complete(self.trial, math.nan, TrialState.PRUNED)
+        self._trials.prune(self.trial)
         logger.info("trial %d: given up early, since it falls behind the others", self.index)
 
     def _fail(self, reason: str) -> None:

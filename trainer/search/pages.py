@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -20,8 +19,6 @@ from trainer.files import write_atomically
 from trainer.monitor.event_file import EventFile
 from trainer.search.results import by_score
 from trainer.search.trials import SPREAD, folder_name, index_of
-
-logger = logging.getLogger(__name__)
 
 _LEAST_TRIALS = 2  # for a plot
 

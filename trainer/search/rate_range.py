@@ -7,8 +7,6 @@ fastest over the logarithm of the rate.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from launch.plan import Process
 from launch.requests import Requests
 from trainer.config_io import dump_config, load_config
 from trainer.errors import Diverged, Stopped, UserError
-from trainer.files import make_folder, write_atomically
+from trainer.files import csv_bytes, make_folder, write_atomically
 from trainer.run_directory import RunDirectory, training_lines
 
 _SMOOTHING = 0.9  # of the mean before is kept at each step
@@ -104,11 +102,8 @@ def _number(loss: float | None) -> float:
 
 
 def _write(suggestion: Suggestion, folder: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["learning_rate", "smoothed_loss"])
-    writer.writerows(zip(suggestion.rates, suggestion.losses, strict=True))
-    write_atomically(folder / "learning-rate-range.csv", text.getvalue().encode())
+    rows = [("learning_rate", "smoothed_loss"), *zip(suggestion.rates, suggestion.losses, strict=True)]
+    write_atomically(folder / "learning-rate-range.csv", csv_bytes(rows))
     curve = plotly.graph_objects.Scatter(x=list(suggestion.rates), y=list(suggestion.losses), mode="lines")
     plot = plotly.graph_objects.Figure(curve)
     plot.update_layout(title="Learning-rate range", xaxis_title="learning rate", yaxis_title="loss, smoothed")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from trainer.config import SearchConfig
 from trainer.config_io import dump_config, load_config
-from trainer.files import write_atomically
+from trainer.files import csv_bytes, write_atomically
 from trainer.search.space import overrides_of
 from trainer.search.trials import SCORES, SPREAD, direction_of, finished, index_of, reason_of
 
@@ -22,7 +21,7 @@ _STATES = {TrialState.COMPLETE: "done", TrialState.PRUNED: "given up", TrialStat
 
 def write_results(search: SearchConfig, trials: Sequence[FrozenTrial], folder: Path) -> str:
     """Writes `results.csv` and `best.yaml`; the table of the best."""
-    write_atomically(folder / "results.csv", _csv(search, trials).encode())
+    write_atomically(folder / "results.csv", csv_bytes(_rows(search, trials)))
     ranked = by_score(search, trials)
     if ranked:
         write_atomically(folder / "best.yaml", _best_config(search, ranked[0]).encode())
@@ -35,17 +34,14 @@ def by_score(search: SearchConfig, trials: Sequence[FrozenTrial]) -> list[Frozen
     return sorted(finished(trials), key=lambda trial: (sign * float(trial.value or 0.0), index_of(trial)))
 
 
-def _csv(search: SearchConfig, trials: Sequence[FrozenTrial]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", search.metric, "spread", *search.parameters, "runs", "reason"])
+def _rows(search: SearchConfig, trials: Sequence[FrozenTrial]) -> Iterator[list[Any]]:
+    yield ["trial", "state", search.metric, "spread", *search.parameters, "runs", "reason"]
     for trial in trials:
         score = trial.value if trial.state == TrialState.COMPLETE else None
         values = [trial.params.get(name) for name in search.parameters]
         runs = json.dumps(trial.user_attrs.get(SCORES, []))
         state = _STATES.get(trial.state, "under way")
-        writer.writerow([index_of(trial), state, score, trial.user_attrs.get(SPREAD), *values, runs, reason_of(trial)])
-    return text.getvalue()
+        yield [index_of(trial), state, score, trial.user_attrs.get(SPREAD), *values, runs, reason_of(trial)]
 
 
 def _best_config(search: SearchConfig, best: FrozenTrial) -> str:

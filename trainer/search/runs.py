@@ -33,15 +33,12 @@ class TrialRun:
         return self.config.train.steps
 
 
-def runs_of(search: SearchConfig, point: Point, folder: Path) -> list[TrialRun]:
+def runs_of(search: SearchConfig, point: Point, folder: Path) -> Iterator[TrialRun]:
     """The runs of the trial that lives in `folder`. Raises ConfigError where the point makes no configuration."""
-    runs = []
     for name, overrides in _variations(search):
         place = [f"run.directory={json.dumps(str(folder))}", f"run.name={name}"]
         config = load_config(Path(search.config), [*overrides_of(point), *overrides, *place])
-        # Each has its own seed: repetitions differ by more than the folds.
-        runs.append(TrialRun(name, config, folder / f"{name}.yaml", folder / f"{name}.log"))
-    return runs
+        yield TrialRun(name, config, folder / f"{name}.yaml", folder / f"{name}.log")
 
 
 def write_configs(runs: Sequence[TrialRun]) -> None:
@@ -80,7 +77,7 @@ def last_words(run: TrialRun) -> str:
 
 
 def _variations(search: SearchConfig) -> Iterator[tuple[str, list[str]]]:
-    """The name of each run of a trial, and what is its own."""
+    """The name of each run of a trial, and what is its own. Repetitions differ in more than their folds: in the run's seed."""
     for repeat in range(search.repeats):
         seed = [f"run.seed={_seed(search, repeat)}"] if search.repeats > 1 else []
         of_repeat = [f"repeat-{repeat}"] if search.repeats > 1 else []

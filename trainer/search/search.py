@@ -13,7 +13,7 @@ import optuna
 
 from launch import processes
 from launch.machine import find_machine
-from launch.plan import Machine
+from launch.plan import Machine, threads
 from launch.requests import Requests
 from trainer.config import METRICS, METRICS_OF_TEXTS, Config, SearchConfig
 from trainer.config_io import dump_config, load_config
@@ -107,9 +107,8 @@ def _shares(machine: Machine, count: int) -> list[dict[str, str]]:
             raise BackendError(f"parallel: got {count}, expected at most {len(machine.gpus)}, a GPU of this machine each")
         each = len(machine.gpus) // count
         return [{"CUDA_VISIBLE_DEVICES": ",".join(machine.gpus[slot * each : (slot + 1) * each])} for slot in range(count)]
-    threads = str(max(1, machine.num_cores // count))
-    given = {} if machine.threads_are_set else {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
-    return [dict(given) for _ in range(count)]
+    own_threads = {} if machine.threads_are_set else threads(machine.num_cores // count)
+    return [dict(own_threads) for _ in range(count)]
 
 
 def _check(settings: SearchConfig) -> Config:
@@ -120,7 +119,8 @@ def _check(settings: SearchConfig) -> Config:
     complaint: ConfigError | None = None
     for index in range(min(_NUM_EXAMPLES, settings.num_trials)):
         try:
-            runs += runs_of(settings, point_of(settings, index), Path(settings.directory) / settings.name)
+            # Those of a trial differ in nothing that is looked at here.
+            runs.append(next(runs_of(settings, point_of(settings, index), Path(settings.directory) / settings.name)))
         except ConfigError as error:
             complaint = complaint or error
     if complaint is not None and not runs:

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 
-import numpy as np
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -19,6 +18,7 @@ from optuna.distributions import (
 )
 
 from trainer.config import ParameterConfig, Scalar, SearchConfig
+from trainer.data.draws import generator_of, uniforms
 
 Point = Mapping[str, Scalar]
 
@@ -33,7 +33,7 @@ def point_of(search: SearchConfig, index: int) -> dict[str, Scalar]:
             point[name] = parameter.values[place]
     for stream, (name, parameter) in enumerate(search.parameters.items()):
         if name not in point:
-            point[name] = _drawn(parameter, _uniform(search.seed, index, stream))
+            point[name] = _drawn(parameter, float(uniforms(generator_of(search.seed, stream, index), 1)[0]))
     return {name: point[name] for name in search.parameters}
 
 
@@ -50,12 +50,6 @@ def overrides_of(point: Point) -> list[str]:
 def shown(point: Point) -> str:
     """A point for people to read."""
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
-
-
-def _uniform(seed: int, index: int, stream: int) -> float:
-    """A number in [0, 1) that no other trial and no other setting has, but by chance."""
-    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, 0, 0, index], np.uint64))
-    return float(np.random.Generator(generator).random())
 
 
 def _drawn(parameter: ParameterConfig, uniform: float) -> Scalar:

@@ -111,9 +111,12 @@ class Trials:
     def tell_alive(self, trial: optuna.Trial) -> None:
         trial.set_user_attr(_ALIVE, time.time())
 
-    def complete(self, trial: optuna.Trial, value: float, state: TrialState = TrialState.COMPLETE) -> None:
-        """Where it was pruned Optuna keeps the last value that was reported."""
-        self.study.tell(trial, value if state == TrialState.COMPLETE else None, state=state)
+    def complete(self, trial: optuna.Trial, value: float) -> None:
+        self.study.tell(trial, value)
+
+    def prune(self, trial: optuna.Trial) -> None:
+        """Optuna keeps the last value that was reported."""
+        self.study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr(_REASON, reason)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.cli import positive
 from trainer.arguments import Parser, Verbs, add_run, all_or_not_negative
-from trainer.errors import DataError
+from trainer.verbs.lines import lines_of_file
 from trainer.verbs.start import import_tensorflow, started_run
 
 
@@ -50,17 +50,11 @@ def add_memorization(verbs: Verbs, common: Parser) -> None:
 
 def _memorization(arguments: argparse.Namespace) -> int:
     run = started_run(arguments.run).path
-    canaries = [] if arguments.canaries is None else _lines(arguments.canaries)
+    lines = [] if arguments.canaries is None else lines_of_file(arguments.canaries, "--canaries")
+    canaries = [line for line in lines if line.strip()]
     import_tensorflow()
     from trainer.memorization import Extraction, measure
 
     extraction = Extraction(arguments.samples, arguments.prompt_tokens, arguments.tokens)
     print(json.dumps(measure(run, arguments.checkpoint, extraction, canaries, arguments.alternatives), ensure_ascii=False))
     return 0
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--canaries: {path}: {getattr(error, 'strerror', None) or 'is not UTF-8'}; check the path") from None

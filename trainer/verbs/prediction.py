@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from launch.cli import positive
 from trainer.arguments import Parser, Verbs, add_run, not_empty, not_negative, probability, temperature
-from trainer.errors import DataError
+from trainer.verbs.lines import lines_of_file, read_lines
 from trainer.verbs.start import import_tensorflow, started_run
 
 if TYPE_CHECKING:
@@ -72,22 +71,9 @@ def _lines(arguments: argparse.Namespace) -> Lines:
     if arguments.text:
         return Lines(arguments.text, "--text", arguments.json)
     if arguments.stdin:
-        return Lines(_read(sys.stdin.buffer, "standard input"), "standard input", arguments.json)
+        return Lines(read_lines(sys.stdin.buffer, "standard input"), "standard input", arguments.json)
     is_json = arguments.json or arguments.input.suffix in (".jsonl", ".ndjson")
-    try:
-        return Lines(_read(arguments.input.open("rb"), str(arguments.input)), str(arguments.input), is_json)
-    except OSError as error:
-        raise DataError(f"--input: {arguments.input}: {error.strerror}") from None
-
-
-def _read(file: BinaryIO, name: str) -> Iterator[str]:
-    with file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield line.decode().removesuffix("\n").removesuffix("\r")
-            except UnicodeDecodeError as error:
-                byte = line[error.start]
-                raise DataError(f"{name}:{number}: got the byte 0x{byte:02x}, expected text in UTF-8") from None
+    return Lines(lines_of_file(arguments.input, "--input"), str(arguments.input), is_json)
 
 
 def _num_predictions(arguments: argparse.Namespace, num_samples: int) -> int | None:

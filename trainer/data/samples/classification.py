@@ -61,7 +61,7 @@ class ClassificationSamples:
 
     def groups(self) -> Int64Array | None:
         """The group of each sample [num_samples]; None where records have none."""
-        return self._table.firsts("group") if self._table.has("group") else None
+        return self._table.groups()
 
     def _generators(self, draws: Int64Array) -> list[np.random.Philox] | None:
         if self._augmentation is None:

@@ -25,9 +25,6 @@ class _Pairs:
         self._augmentation = records.augmentation
         self._planned_lengths = records.planned_lengths()
 
-    def groups(self) -> Int64Array | None:
-        return self.table.firsts("group") if self.table.has("group") else None
-
     def rooms(self, contents: Contents) -> Rooms:
         return Rooms(self.config.data.sequence_length, contents, self._planned_lengths)
 
@@ -59,7 +56,7 @@ class EncoderDecoderSamples:
 
     def groups(self) -> Int64Array | None:
         """The group of each sample [num_samples]; None where records have none."""
-        return self._pairs.groups()
+        return self._pairs.table.groups()
 
     @property
     def features(self) -> Features:
@@ -114,7 +111,7 @@ class DecoderSamples:
 
     def groups(self) -> Int64Array | None:
         """The group of each sample [num_samples]; None where records have none."""
-        return self._pairs.groups()
+        return self._pairs.table.groups()
 
     @property
     def features(self) -> Features:
