@@ -4,21 +4,20 @@ A checkpoint is a folder `step-00001000`. In a local folder it appears at once: 
 brought to disk, the manifest last, and then the folder is renamed. Behind a URL, where nothing can be renamed at once, the
 files are written to their place and the manifest last: without it the folder does not count. So what counts was written
 whole, and whether something damaged it later the hashes tell. Weights and optimizer state are safetensors: nothing is
-unpickled.
+unpickled. With `security.encrypt` all files but the manifest are encrypted; only reading their content takes the key.
 
 `directory` is everywhere what `open_location` returns. One process at a time may write to it: see `DirectoryLock`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,13 @@ import numpy as np
 
 from trainer.checkpoint_manifest import MANIFEST, UNFINISHED, manifest_bytes, read_manifest
 from trainer.config import METRICS_TO_MINIMIZE, CheckpointConfig
+from trainer.encryption.files import PLAIN, Encryption, stored_sha256
 from trainer.errors import CheckpointError
-from trainer.files import file_sha256, put_in_place, sync
+from trainer.files import put_in_place, sync
 from trainer.location import is_local, listing, make_location, os_errors, remove_folder, written_file
 from trainer.location import open_location as open_location
 from trainer.progress import Progress
-from trainer.safetensors_file import read_tensors, write_tensors
+from trainer.safetensors_file import Writable, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,9 @@ class CheckpointInfo:
     problem: str | None
 
 
-def write_checkpoint(directory: Path, checkpoint: Checkpoint, context: Mapping[str, Any]) -> Path:
+def write_checkpoint(
+    directory: Path, checkpoint: Checkpoint, context: Mapping[str, Any], encryption: Encryption = PLAIN
+) -> Path:
     """Writes `directory/step-N` and returns its path; `context` (versions, world size) goes into the manifest as it is.
 
     A good checkpoint of that step that is there already is kept as it is. Raises OSError where it cannot be written,
@@ -88,7 +90,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, context: Mapping[s
         _delete(final)
     try:
         make_location(folder)
-        _write_files(folder, checkpoint, context)
+        _write_files(folder, final.name, checkpoint, context, encryption)
         if is_local(directory):
             sync(folder)
             if there:
@@ -167,27 +169,29 @@ def choose_checkpoint(directory: Path, which: str, metric: str = "loss") -> Path
     return path
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, encryption: Encryption = PLAIN) -> Checkpoint:
     """A checkpoint's contents, read (behind a URL: downloaded) a piece at a time into the arrays' own memory.
 
-    It is expected to have passed `verify_checkpoint`. Raises CheckpointError where it cannot be read.
+    It is expected to have passed `verify_checkpoint`. Raises CheckpointError where it cannot be read, and SecurityError where
+    `encryption` does not open it.
     """
-    progress, identity = read_state(path)
-    return Checkpoint(_read_tensors(path / WEIGHTS), _read_tensors(path / OPTIMIZER), progress, identity)
+    progress, identity = read_state(path, encryption)
+    weights, optimizer = (_read_tensors(path / name, encryption) for name in (WEIGHTS, OPTIMIZER))
+    return Checkpoint(weights, optimizer, progress, identity)
 
 
-def read_state(path: Path) -> tuple[Progress, Mapping[str, Any]]:
+def read_state(path: Path, encryption: Encryption = PLAIN) -> tuple[Progress, Mapping[str, Any]]:
     """Where a checkpoint's run stands, and what a run must share to go on from it."""
     with _reading(path):
-        state = json.loads((path / STATE).read_bytes())
+        state = json.loads(encryption.read_bytes(path / STATE, _bound_name(path, STATE)))
     return Progress.from_json(state["progress"]), state["identity"]
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
+def read_weights(path: Path, encryption: Encryption = PLAIN) -> dict[str, np.ndarray]:
     """The weights of a checkpoint by name, to evaluate, predict with or export: of those that have a moving average
     (`train.average_decay`) that, which is told. A run goes on with those of `read_checkpoint`."""
-    weights = _read_tensors(path / WEIGHTS)
-    averages = _read_tensors(path / OPTIMIZER, AVERAGE)
+    weights = _read_tensors(path / WEIGHTS, encryption)
+    averages = _read_tensors(path / OPTIMIZER, encryption, AVERAGE)
     if averages:
         logger.info("%s: the weights are their moving averages", path)
     return weights | {name.removeprefix(AVERAGE): average for name, average in averages.items()}
@@ -234,17 +238,26 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint, context: Mapping[str, Any]) -> None:
+def _bound_name(path: Path, file: str) -> str:
+    """What an encrypted file of the checkpoint at `path` is bound to."""
+    return f"{path.name}/{file}"
+
+
+def _write_files(
+    folder: Path, final_name: str, checkpoint: Checkpoint, context: Mapping[str, Any], encryption: Encryption
+) -> None:
+    """To `folder`, which will be called `final_name` when it is whole."""
     files, began = {}, time.monotonic()
-    for name, tensors in ((WEIGHTS, checkpoint.weights), (OPTIMIZER, checkpoint.optimizer)):
-        with written_file(folder / name) as file:
-            num_bytes, sha256 = write_tensors(file, tensors)
-        files[name] = {"num_bytes": num_bytes, "sha256": sha256}
+
+    def write(name: str, write_to: Callable[[Writable], object]) -> None:
+        with written_file(folder / name) as file, encryption.writing(file, f"{final_name}/{name}") as output:
+            write_to(output)
+        files[name] = {"num_bytes": output.num_bytes, "sha256": output.sha256}
+
     state = {"progress": checkpoint.progress.to_json(), "identity": dict(checkpoint.identity)}
-    content = json.dumps(state).encode()
-    with written_file(folder / STATE) as file:
-        file.write(content)
-    files[STATE] = {"num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write(WEIGHTS, lambda file: write_tensors(file, checkpoint.weights))
+    write(OPTIMIZER, lambda file: write_tensors(file, checkpoint.optimizer))
+    write(STATE, lambda file: file.write(json.dumps(state).encode()))
     manifest = {
         "step": checkpoint.progress.step,
         "validation": dict(checkpoint.progress.validation),
@@ -311,11 +324,13 @@ def _verify(path: Path) -> str | None:
     for name, expected in manifest["files"].items():
         try:
             with os_errors():
-                sha256 = file_sha256(path / name)
+                sha256, problem = stored_sha256(path / name)
         except OSError as error:
             if not is_local(path):
                 raise
             return f"{name} cannot be read ({error.strerror})"
+        if problem is not None:
+            return f"{name}: {problem}"
         if sha256 != expected["sha256"]:
             return f"{name} has changed since it was written (its sha256 differs)"
     return None
@@ -337,8 +352,8 @@ def _rated(infos: Sequence[CheckpointInfo], metric: str) -> list[CheckpointInfo]
     return sorted(rated, key=lambda info: info.validation[metric], reverse=metric not in METRICS_TO_MINIMIZE)
 
 
-def _read_tensors(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
-    with _reading(path), path.open("rb") as file:
+def _read_tensors(path: Path, encryption: Encryption, prefix: str = "") -> dict[str, np.ndarray]:
+    with _reading(path), encryption.opened(path, _bound_name(path.parent, path.name)) as file:
         return read_tensors(file, prefix)
 
 

@@ -22,6 +22,7 @@ from trainer.errors import DrumlineError, Stopped
 from trainer.verbs.checkpoints import add_checkpoints
 from trainer.verbs.evaluation import add_evaluate, add_memorization
 from trainer.verbs.export import add_export
+from trainer.verbs.keys import add_keys
 from trainer.verbs.prediction import add_predict
 from trainer.verbs.preparation import add_check, add_doctor, add_prepare
 from trainer.verbs.search import add_search
@@ -96,6 +97,7 @@ def _parser() -> Parser:
     add_verify(verbs, common)
     add_checkpoints(verbs, common)
     add_search(verbs, common)
+    add_keys(verbs, common)
     add_doctor(verbs, common)
     add_launch_verbs(verbs, common)
     return parser

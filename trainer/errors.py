@@ -5,6 +5,7 @@
     │   ├── ConfigError             the YAML file or an override
     │   ├── DataError               an input file, a tokenizer, a token store
     │   ├── CheckpointError         a run directory or a checkpoint in it
+    │   ├── SecurityError           a key, or a file that is encrypted
     │   └── BackendError       this machine lacks what the config asks for
     ├── Diverged                3   the loss leads nowhere, and going back did not help
     ├── HangDetected            70  a rank made no progress, or was lost
@@ -45,6 +46,10 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A run directory or a checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class SecurityError(UserError):
+    """A key is missing or not the right one, or an encrypted file is not what was written."""
 
 
 class BackendError(UserError):

@@ -18,6 +18,7 @@ from trainer.config import METRICS, METRICS_OF_TEXTS, BatchPlan, Config, Distrib
 from trainer.data.corpus import ValidationSet, open_corpus
 from trainer.data.pipeline import evaluation_batches
 from trainer.distribution import Distribution, connect, gather
+from trainer.encryption.files import Encryption
 from trainer.errors import DataError, UserError
 from trainer.heap import compiled_by_first_call
 from trainer.run_directory import open_run
@@ -176,14 +177,15 @@ def evaluate_run(
     if not has_texts and (num_texts is not None or generation is not None):
         what = config.task if config.data.folds is None else "a fold that is held out"
         raise UserError(f"--generate, --num-beams: {what} has no metric of texts; leave them out")
-    progress, identity = read_state(chosen)
+    encryption = Encryption.of(config.security)
+    progress, identity = read_state(chosen, encryption)
     corpus = open_corpus(config, expected_fingerprint=identity["data.tokenizer"])
     amount = (sys.maxsize if num_texts is None else num_texts) if has_texts else 0
     changes = {"batches": num_batches or config.evaluation.batches, "every": 1, "generate": amount}
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
     distribution = connect(DistributionConfig(backend="single"))
     weights = create_weights(config, corpus.manifest.sizes)
-    assign_weights(weights, read_weights(chosen), str(chosen))
+    assign_weights(weights, read_weights(chosen, encryption), str(chosen))
     plan = plan_batches(config.train, distribution.num_replicas)
     compiler, _ = choose_compiler(config)
     result = Evaluation(config, weights, distribution, plan, corpus.validation, compiler, generation).run()

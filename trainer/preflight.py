@@ -20,8 +20,9 @@ from trainer.checkpoint_lock import DirectoryLock
 from trainer.config import Config, plan_batches
 from trainer.data.folds import trained_and_held_out
 from trainer.data.manifest import TOKENIZER_NAME, StoreManifest, read_manifest, read_manifest_of
-from trainer.data.store import TokenStore, open_samples
+from trainer.data.store import TokenStore, open_samples, store_tokenizer
 from trainer.data.tokenizer import Tokenizer
+from trainer.encryption.files import Encryption
 from trainer.errors import BackendError, CheckpointError, DataError, UserError
 from trainer.files import make_folder, sync, write_atomically
 from trainer.location import is_local, listing, make_location, os_errors, remove_folder, written_file
@@ -106,7 +107,7 @@ def check_store(config: Config) -> str:
     """That the store is whole, was made with these settings, and has a sequence of each split."""
     data, folder = config.data, Path(config.data.store)
     manifest = read_manifest_of(config)
-    tokenizer = Tokenizer.load(folder / TOKENIZER_NAME).fingerprint
+    tokenizer = store_tokenizer(config).fingerprint
     if tokenizer != manifest.tokenizer_fingerprint:
         raise DataError(f"{folder / TOKENIZER_NAME}: has changed since the store was made; run: drumline prepare CONFIG")
     wanted = None if data.tokenizer.path is None else Tokenizer.load(Path(data.tokenizer.path)).fingerprint
@@ -117,7 +118,7 @@ def check_store(config: Config) -> str:
         if split == "train" and data.folds is not None:
             trained_and_held_out(samples, data.folds)
         if hashed:
-            TokenStore(folder, split, verify=True)
+            TokenStore(folder, split, Encryption.of(config.security), verify=True)
     compared = "sizes, counts and hashes are right" if hashed else "sizes and counts are right, contents not read"
     return f"{folder}: {manifest.num_tokens('train'):,} tokens in {amount(num_bytes)}; {compared}"
 

@@ -15,6 +15,7 @@ from trainer.config import BatchPlan, Config
 from trainer.data.corpus import Corpus
 from trainer.distribution import Distribution, chiefs, on_chief
 from trainer.divergence import Divergence, DivergenceGuard
+from trainer.encryption.files import Encryption
 from trainer.evaluate import Result
 from trainer.ledger import Ledger
 from trainer.monitor import throughput
@@ -53,7 +54,8 @@ def open_records(
         def begin() -> tuple[DirectoryLock, CheckpointSaver]:
             lock = stack.enter_context(DirectoryLock(run.checkpoints, f"run {config.run.name} in {run.path}"))
             run.begin(config, corpus.tokenizer, progress.step, command_line, surroundings)
-            return lock, stack.enter_context(closing(CheckpointSaver(run.checkpoints, config.checkpoint)))
+            saver = CheckpointSaver(run.checkpoints, config.checkpoint, Encryption.of(config.security))
+            return lock, stack.enter_context(closing(saver))
 
         chief_holds = on_chief(distribution, begin)
         if distribution.is_chief:

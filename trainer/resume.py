@@ -17,6 +17,7 @@ from trainer.config import Config
 from trainer.config_io import dump_config
 from trainer.data.corpus import Corpus
 from trainer.distribution import Distribution, chiefs_bytes, on_chief
+from trainer.encryption.files import Encryption
 from trainer.errors import CheckpointError
 from trainer.identity import identity, refuse_changes
 from trainer.optimizers.slots import slot_shapes
@@ -56,7 +57,7 @@ def restore(
             return Progress()
         if fresh:
             raise CheckpointError(f"--fresh: {run.path} has checkpoints already; take another run.name, or delete the folder")
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, Encryption.of(config.security))
         changes = refuse_changes(checkpoint.identity, identity(config, corpus), allowed_changes, str(path))
         progress = _fill(config, state, checkpoint, path, slots)
         for change in changes:
@@ -77,9 +78,11 @@ def roll_back(
 
     def read() -> Progress:
         path = newest_good(run.checkpoints, before_step)
-        progress = Progress() if path is None else _fill(config, state, read_checkpoint(path), path, slots)
         if path is None:
             reset_state(config, state)
+            progress = Progress()
+        else:
+            progress = _fill(config, state, read_checkpoint(path, Encryption.of(config.security)), path, slots)
         discard_after(run.checkpoints, progress.step)
         return progress
 

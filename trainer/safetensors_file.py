@@ -1,4 +1,4 @@
-"""safetensors files, written and read in pieces: no copy of the tensors is made in memory, and the hash comes with the write.
+"""safetensors files, written and read in pieces: no copy of the tensors is made in memory.
 
 The format (https://huggingface.co/docs/safetensors): the length of the header as 8 bytes; the header, JSON, which has for each
 tensor its type, shape and place; then the tensors' bytes, one after another. All is little-endian and row-major.
@@ -6,17 +6,16 @@ tensor its type, shape and place; then the tensors' bytes, one after another. Al
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 # Large enough that Python costs nothing, small enough that the piece is in the processor's cache when it is written after
-# it was hashed. Both release the interpreter's lock.
+# it was hashed or encrypted. All of that releases the interpreter's lock.
 _PIECE_BYTES = 2**20
 
 _DTYPES = {
@@ -36,22 +35,22 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
-def write_tensors(
-    file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> tuple[int, str]:
-    """Writes tensors of any shape by name; the number of bytes and their hexadecimal sha256. `metadata` goes into the header.
+class Writable(Protocol):
+    """What bytes can be written to; all of them, at once."""
+
+    def write(self, content: Any, /) -> int: ...
+
+
+def write_tensors(file: Writable, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors of any shape by name. `metadata` goes into the header.
 
     Only an array that is not contiguous or not little-endian is copied, one at a time. Raises TypeError for a type that
     the format or NumPy does not have, OSError where it cannot be written.
     """
     # The widest types first, so that each tensor begins at a multiple of its type's width, for readers that map the file.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    digest, num_bytes = hashlib.sha256(), 0
     for piece in _pieces(tensors, names, metadata):
-        digest.update(piece)
         file.write(piece)
-        num_bytes += len(piece)
-    return num_bytes, digest.hexdigest()
 
 
 def read_tensors(file: BinaryIO, prefix: str = "") -> dict[str, np.ndarray]:

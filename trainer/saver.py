@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.checkpoint import Checkpoint, list_checkpoints, prune_checkpoints, write_checkpoint
 from trainer.config import CheckpointConfig
+from trainer.encryption.files import PLAIN, Encryption
 from trainer.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ class CheckpointSaver:
     What goes wrong in the background and is not the file system's doing is raised by the next call of any method.
     """
 
-    def __init__(self, directory: Path, policy: CheckpointConfig) -> None:
+    def __init__(self, directory: Path, policy: CheckpointConfig, encryption: Encryption = PLAIN) -> None:
         self._directory = directory
         self._policy = policy
+        self._encryption = encryption
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
         self._last_error = ""
@@ -106,7 +108,7 @@ class CheckpointSaver:
     def _save(self, checkpoint: Checkpoint, context: Mapping[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            path = write_checkpoint(self._directory, checkpoint, context)
+            path = write_checkpoint(self._directory, checkpoint, context, self._encryption)
         except OSError as error:
             self._last_error = str(error)
             self.failures += 1

@@ -10,11 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config, GenerationConfig
-from trainer.data.manifest import TOKENIZER_NAME
 from trainer.data.records import RecordTable
-from trainer.data.store import TokenStore
-from trainer.data.tokenizer import Tokenizer
+from trainer.data.store import TokenStore, store_tokenizer
 from trainer.distribution import Distribution, gather
+from trainer.encryption.files import Encryption
 from trainer.generation import Writer
 from trainer.tasks.text_metrics import score_texts
 
@@ -26,10 +25,9 @@ class TextEvaluation:
         self, config: Config, weights: Mapping[str, tf.Variable], distribution: Distribution, generation: GenerationConfig
     ) -> None:
         """`generation.batch_size` is that of each process."""
-        store = Path(config.data.store)
         self._task, self._distribution = config.task, distribution
-        self._writer = Writer(config, weights, Tokenizer.load(store / TOKENIZER_NAME), generation)
-        self._tables = TokenStore(store, "validation").tables
+        self._writer = Writer(config, weights, store_tokenizer(config), generation)
+        self._tables = TokenStore(Path(config.data.store), "validation", Encryption.of(config.security)).tables
         self._starts = np.cumsum([0, *(table.num_records for table in self._tables)])
         self.num_texts = min(config.evaluation.generate, int(self._starts[-1]))
         # Neighbours in order of length take about as long: few wait for others of their batch, or for other processes.

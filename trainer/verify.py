@@ -11,6 +11,7 @@ from typing import Any
 from trainer.checkpoint import list_checkpoints, read_state
 from trainer.config import Config
 from trainer.data.corpus import Corpus, open_corpus
+from trainer.encryption.files import Encryption
 from trainer.errors import CheckpointError, DataError
 from trainer.ledger import rolled, stepped_over
 from trainer.progress import Progress, Rollback
@@ -68,6 +69,7 @@ class _Verifier:
         self.account = Account()
         self._path = path
         self._corpus = corpus
+        self._encryption = Encryption.of(config.security)
         self._order, self._batch_size = corpus.order, config.train.global_batch_size
         self._places = {0: Progress()}  # of the run as it now stands, by step
         self._left: dict[int, Progress] = {}  # of checkpoints that the run went back to, as they were saved
@@ -91,7 +93,7 @@ class _Verifier:
         for info in list_checkpoints(directory):
             if info.problem is not None:
                 continue
-            saved, _ = read_state(info.path)
+            saved, _ = read_state(info.path, self._encryption)
             planned = self._places.get(saved.step)
             if planned is None:
                 raise CheckpointError(f"{info.path}: the ledger knows no step {saved.step}")

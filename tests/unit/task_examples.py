@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.config import ENCODER_DECODERS, Config, TokenizerConfig
+from trainer.data.arrow_files import batch_of
 from trainer.data.assembly import capacities, piece_lengths
 from trainer.data.augmentation import TextAugmentation
 from trainer.data.packing import pack_best_fit
@@ -87,7 +88,7 @@ def example_table(num_batches: int = 2, **columns: Sequence[Any]) -> RecordTable
     batches = []
     for begin, end in itertools.pairwise(bounds):
         arrays = {name: _array(list(values)[begin:end]) for name, values in columns.items()}
-        batches.append(pa.record_batch(list(arrays.values()), names=list(arrays)))
+        batches.append(batch_of(pa.record_batch(list(arrays.values()), names=list(arrays))))
     return RecordTable("example", batches)
 
 
@@ -109,9 +110,9 @@ def example_stream(documents: Sequence[np.ndarray], num_segments: int = 1) -> To
     bounds = np.linspace(0, len(rows), num_segments + 1).astype(int)
     parts = [rows[begin:end] for begin, end in itertools.pairwise(bounds)]
     segments = [np.concatenate(part) for part in parts]
-    row_ends = [np.cumsum([len(row) for row in part]) for part in parts]
+    row_offsets = [np.cumsum([0, *map(len, part)]) for part in parts]
     starts = np.concatenate([[0], np.cumsum([len(segment) for segment in segments])]).astype(np.int64)
-    return TokenStream("example", end_of_text, segments, row_ends, starts)
+    return TokenStream("example", end_of_text, segments, row_offsets, starts)
 
 
 def packed_rows(config: Config, data: RecordTable | TokenStream) -> PackedRows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tracemalloc
 from pathlib import Path
@@ -46,10 +45,8 @@ def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
 def test_what_we_write_the_projects_own_reader_reads(tmp_path: Path) -> None:
     path = tmp_path / "tensors.safetensors"
     with path.open("wb") as file:
-        num_bytes, sha256 = write_tensors(file, examples())
+        write_tensors(file, examples())
     same(examples(), safetensors.numpy.load_file(path))
-    assert num_bytes == path.stat().st_size
-    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_of_a_file_those_whose_names_begin_so_are_read() -> None:

@@ -14,9 +14,9 @@ END = 9
 def stream(*segments: list[list[int]]) -> TokenStream:
     """A stream of segments, each of which is a list of rows."""
     arrays = [np.array([token for row in rows for token in row], np.uint16) for rows in segments]
-    row_ends = [np.cumsum([len(row) for row in rows]) for rows in segments]
+    row_offsets = [np.cumsum([0, *map(len, rows)]) for rows in segments]
     starts = np.cumsum([0, *(len(array) for array in arrays)])
-    return TokenStream("corpus.txt", END, arrays, row_ends, starts)
+    return TokenStream("corpus.txt", END, arrays, row_offsets, starts)
 
 
 def gather(windows: Samples, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:

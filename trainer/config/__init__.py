@@ -29,6 +29,7 @@ from trainer.config.run import (
 )
 from trainer.config.search import ParameterConfig, PruningConfig, Scalar, SearchConfig
 from trainer.config.section import Section
+from trainer.config.security import SecurityConfig
 from trainer.config.tasks import ENCODER_DECODERS, FIELDS, METRICS, METRICS_OF_TEXTS, METRICS_TO_MINIMIZE, Family, Task
 from trainer.config.training import OptimizerConfig, TrainConfig
 from trainer.config.whole import Config
@@ -64,6 +65,7 @@ __all__ = [
     "Scalar",
     "SearchConfig",
     "Section",
+    "SecurityConfig",
     "SourceConfig",
     "Task",
     "TokenizerConfig",

@@ -19,6 +19,7 @@ from trainer.config.run import (
     WatchdogConfig,
 )
 from trainer.config.section import Section, complaint
+from trainer.config.security import SecurityConfig
 from trainer.config.tasks import ENCODER_DECODERS, FAMILIES, FIELDS, METRICS, METRICS_OF_TEXTS, Task
 from trainer.config.training import OptimizerConfig, TrainConfig
 
@@ -48,6 +49,7 @@ class Config(Section):
     divergence: DivergenceConfig = DivergenceConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     logging: LoggingConfig = LoggingConfig()
+    security: SecurityConfig = SecurityConfig()
 
     @property
     def packing(self) -> Packing:

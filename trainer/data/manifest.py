@@ -140,6 +140,8 @@ def store_settings(config: Config) -> dict[str, Any]:
         settings["decontamination"] = data.decontamination.model_dump(mode="json")
     if data.duplicates is not None:
         settings["duplicates"] = data.duplicates.model_dump(mode="json")
+    if config.security.encrypt:
+        settings["encrypted"] = True
     if config.packing == "best_fit":
         settings["pack"] = {
             "best_fit": True,
@@ -223,7 +225,7 @@ def read_manifest_of(config: Config) -> StoreManifest:
 def _compare(store: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     for key in {**now, **before}:
         if before.get(key) != now.get(key):
-            name = key if key == "task" else f"data.{key}"
+            name = {"task": "task", "encrypted": "security.encrypt"}.get(key, f"data.{key}")
             raise DataError(
                 f"{store}: was prepared with {name} {json.dumps(before.get(key))}, and it is now {json.dumps(now.get(key))}; "
                 "run: drumline prepare CONFIG"

@@ -6,6 +6,7 @@ This is what the processes of `prepare` run: it holds one piece of text and one 
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from trainer.config import SecurityConfig
 from trainer.data.back_translations import BackTranslationsFile, read_back_translations
 from trainer.data.columns import RecordEncoder, columns_of, token_dtype
 from trainer.data.duplicates import Signatures, signatures_of
@@ -37,8 +39,9 @@ from trainer.data.readers import (
 from trainer.data.sources import Span, Unit
 from trainer.data.tables import FieldColumn
 from trainer.data.tokenizer import Tokenizer
+from trainer.encryption.files import Encryption
 from trainer.errors import DataError
-from trainer.files import file_sha256, json_bytes, put_in_place, temporary_name, write_atomically
+from trainer.files import json_bytes, put_in_place, temporary_name, write_atomically
 
 # Of a record batch: a few megabytes, whatever the length of documents.
 BATCH_TOKENS = 2**20
@@ -59,6 +62,7 @@ class PartPlan:
     reading: Reading
     labels: tuple[str, ...] = ()
     back_translations: BackTranslationsFile | None = None
+    is_encrypted: bool = False
 
     @property
     def is_training(self) -> bool:
@@ -142,24 +146,28 @@ def texts_of(plan: PartPlan) -> Iterator[str]:
             yield from (text for record in read_records(span, plan.reading) if record.has_all_texts for text in record.texts)
 
 
-def write_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str) -> PartRecord:
-    """Encodes a unit. The Arrow file appears whole, and its record after it."""
-    tokenizer = _load_tokenizer(store / TOKENIZER_NAME, tokenizer_fingerprint)
+def write_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str, security: SecurityConfig) -> PartRecord:
+    """Encodes a unit. The Arrow file appears whole, and its record, which is not encrypted, after it."""
+    encryption = Encryption.of(security)
+    tokenizer = _load_tokenizer(store / TOKENIZER_NAME, tokenizer_fingerprint, encryption)
     path = store / plan.file
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, report = temporary_name(path), ReadingReport()
     try:
         write = _write_documents if plan.reading.is_of_documents else _write_records
-        num_documents, num_tokens = write(temporary, plan, tokenizer, report)
+        with encryption.new_file(temporary, plan.file) as output:
+            num_documents, num_tokens = write(output, plan, tokenizer, report)
         sha256s = tuple(digest(file, plan.reading) for file in plan.unit.files)
         for file in plan.unit.files:
             _check_unchanged(file)
-        part = Part(plan.file, num_documents, num_tokens, temporary.stat().st_size, file_sha256(temporary))
+        part = Part(plan.file, num_documents, num_tokens, temporary.stat().st_size, encryption.sha256(temporary, plan.file))
         # Were it interrupted between the two, an earlier record would vouch for a file that it does not know.
         record_path(store, plan).unlink(missing_ok=True)
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if plan.is_encrypted:
+        report = report.without_examples()
     record = PartRecord(part, plan, tokenizer_fingerprint, sha256s, report.personal_data, report.overlap)
     write_atomically(record_path(store, plan), json_bytes(asdict(record)))
     return record
@@ -185,50 +193,44 @@ def whole_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str) -> PartR
 
 
 @functools.lru_cache(maxsize=1)
-def _load_tokenizer(path: Path, fingerprint: str) -> Tokenizer:
+def _load_tokenizer(path: Path, fingerprint: str, encryption: Encryption) -> Tokenizer:
     """Once a process; the fingerprint is checked, since another process may have put another tokenizer there."""
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path, encryption)
     if tokenizer.fingerprint != fingerprint:
         raise DataError(f"{path}: was changed by someone else meanwhile; let one prepare run at a time")
     return tokenizer
 
 
-def _write_documents(path: Path, plan: PartPlan, tokenizer: Tokenizer, report: ReadingReport) -> tuple[int, int]:
+def _write_documents(file: io.RawIOBase, plan: PartPlan, tokenizer: Tokenizer, report: ReadingReport) -> tuple[int, int]:
     """A row for each document or piece of one; returns the numbers of documents and tokens."""
     dtype = token_dtype(tokenizer.vocabulary_size)
     schema = columns_of(plan.reading, has_back_translations=False).schema(dtype)
     num_documents = num_tokens = 0
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, schema) as writer:
-            for rows in _row_batches(plan, tokenizer, dtype, report):
-                values = np.concatenate(rows)
-                offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-                kind = schema.field("tokens").type
-                tokens = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values), type=kind)
-                writer.write_batch(pa.record_batch([tokens], schema=schema))
-                num_documents += sum(int(row[-1]) == tokenizer.end_of_text for row in rows)
-                num_tokens += len(values)
-        file.flush()
-        os.fsync(file.fileno())
+    with pa.ipc.new_file(file, schema) as writer:
+        for rows in _row_batches(plan, tokenizer, dtype, report):
+            values = np.concatenate(rows)
+            offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+            kind = schema.field("tokens").type
+            tokens = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values), type=kind)
+            writer.write_batch(pa.record_batch([tokens], schema=schema))
+            num_documents += sum(int(row[-1]) == tokenizer.end_of_text for row in rows)
+            num_tokens += len(values)
     return num_documents, num_tokens
 
 
-def _write_records(path: Path, plan: PartPlan, tokenizer: Tokenizer, report: ReadingReport) -> tuple[int, int]:
+def _write_records(file: io.RawIOBase, plan: PartPlan, tokenizer: Tokenizer, report: ReadingReport) -> tuple[int, int]:
     """A row for each record that has text; returns the numbers of records and of tokens in all columns."""
     encoder = RecordEncoder(plan.reading, tokenizer, plan.labels, plan.is_training, _back_translations(plan))
     num_records = num_tokens = 0
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, encoder.schema) as writer:
-            for records in _record_calls(plan, report):
-                encoder.add(records)
-                num_records += len(records)
-                if encoder.num_tokens >= BATCH_TOKENS:
-                    num_tokens += encoder.num_tokens
-                    writer.write_batch(encoder.take())
-            num_tokens += encoder.num_tokens
-            writer.write_batch(encoder.take())
-        file.flush()
-        os.fsync(file.fileno())
+    with pa.ipc.new_file(file, encoder.schema) as writer:
+        for records in _record_calls(plan, report):
+            encoder.add(records)
+            num_records += len(records)
+            if encoder.num_tokens >= BATCH_TOKENS:
+                num_tokens += encoder.num_tokens
+                writer.write_batch(encoder.take())
+        num_tokens += encoder.num_tokens
+        writer.write_batch(encoder.take())
     return num_records, num_tokens
 
 
@@ -325,6 +327,7 @@ def _record_of(content: dict[str, Any]) -> PartRecord:
             reading=reading,
             labels=tuple(plan.get("labels", ())),
             back_translations=back_translations and BackTranslationsFile(**back_translations),
+            is_encrypted=plan.get("is_encrypted", False),
         ),
         tokenizer_fingerprint=content["tokenizer_fingerprint"],
         sha256s=tuple(content["sha256s"]),

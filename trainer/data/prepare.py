@@ -8,16 +8,15 @@ minutes, and leaves no trace. The manifest comes last and makes the store whole.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.config import Config
+from trainer.config import Config, SecurityConfig
 from trainer.data.checks import check_inputs
 from trainer.data.columns import token_dtype
 from trainer.data.duplicates import Duplicates, find_equal, find_similar, list_duplicates
@@ -36,7 +35,7 @@ from trainer.data.parts import PartPlan, PartRecord, record_path, signatures_of_
 from trainer.data.records import RecordTable
 from trainer.data.reports import OVERLAP_NAME, PERSONAL_DATA_NAME, report_overlap, report_personal_data
 from trainer.data.rows import rows_origin, write_rows
-from trainer.data.store import open_parts, token_stream
+from trainer.data.store import open_parts, store_tokenizer, token_stream
 from trainer.data.store_plan import (
     StorePlan,
     duplicates_source,
@@ -48,7 +47,8 @@ from trainer.data.store_plan import (
 )
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.workers import num_cores, run_all, worker_pool
-from trainer.errors import DataError
+from trainer.encryption.files import Encryption, is_encrypted_file
+from trainer.errors import DataError, UserError
 from trainer.files import json_bytes, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def prepare(
     """
     assert shard is None or 1 <= shard[0] <= shard[1]
     store = Path(config.data.store)
+    Encryption.of(config.security)  # a key that cannot be had is told before hours are spent
     plan = plan_store(config)
     duplicates = _find_duplicates(store, config, plan, num_processes)
     if duplicates is not None:
@@ -103,8 +104,7 @@ def prepare(
         plan = plan.with_labels(check_inputs(config, plan, chosen, records, labels, pool))
         try:
             if duplicates is not None:
-                make_folder(store)
-                write_atomically(store / DUPLICATES_NAME, json_bytes(duplicates.to_json()))
+                _write_duplicates(store, config, duplicates)
             tokenizer, records = _make_parts(store, config, plan, plan.chosen(shard), tokenizer, pool)
         except OSError as error:
             raise DataError(f"{store}: cannot be written ({error}); free the place or set data.store to another") from error
@@ -137,6 +137,13 @@ def _find_duplicates(store: Path, config: Config, plan: StorePlan, num_processes
     return found
 
 
+def _write_duplicates(store: Path, config: Config, duplicates: Duplicates) -> None:
+    """The examples, which are texts, are left out where texts are encrypted."""
+    make_folder(store)
+    shown = replace(duplicates, examples=()) if config.security.encrypt else duplicates
+    write_atomically(store / DUPLICATES_NAME, json_bytes(shown.to_json()))
+
+
 def _whole_parts(store: Path, parts: Sequence[PartPlan], tokenizer: Tokenizer | None) -> dict[str, PartRecord]:
     """The records of those parts that need not be made again, by file."""
     if tokenizer is None:
@@ -163,21 +170,22 @@ class TrainingTexts:
 
 def _current_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer | None:
     """The store's tokenizer if it is the one that the configuration asks for, or would train from the inputs now."""
+    wanted = None if config.data.tokenizer.path is None else Tokenizer.load(Path(config.data.tokenizer.path))
     path = store / TOKENIZER_NAME
-    if config.data.tokenizer.path is not None:
-        wanted = Tokenizer.load(Path(config.data.tokenizer.path))
-        return wanted if path.exists() and Tokenizer.load(path).fingerprint == wanted.fingerprint else None
+    if not path.exists() or is_encrypted_file(path) != config.security.encrypt:
+        return None
+    if wanted is not None:
+        return wanted if store_tokenizer(config).fingerprint == wanted.fingerprint else None
     try:
         source = json.loads((store / TOKENIZER_SOURCE_NAME).read_bytes())
-        return Tokenizer.load(path) if source == {"sha256": tokenizer_source(config, plan, TRAINING_CHARACTERS)} else None
+        return store_tokenizer(config) if source == {"sha256": tokenizer_source(config, plan, TRAINING_CHARACTERS)} else None
     except (OSError, ValueError, DataError):
         return None
 
 
 def _new_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer:
     """Trains the tokenizer, or takes the one the configuration names, and puts it into the store."""
-    path = store / TOKENIZER_NAME
-    before = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    before = _fingerprint_before(config)
     started = time.monotonic()
     if config.data.tokenizer.path is not None:
         tokenizer = Tokenizer.load(Path(config.data.tokenizer.path))
@@ -187,7 +195,7 @@ def _new_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer:
         logger.info("training a %s tokenizer on %s", config.data.tokenizer.kind, _training_extent(limit, len(parts)))
         tokenizer = Tokenizer.train(config.data.tokenizer, TrainingTexts(parts, limit))
     # The tokenizer first: were it interrupted in between, the next run would train it again.
-    tokenizer.save(path)
+    tokenizer.save(store / TOKENIZER_NAME, Encryption.of(config.security))
     write_atomically(store / TOKENIZER_SOURCE_NAME, json_bytes({"sha256": tokenizer_source(config, plan, TRAINING_CHARACTERS)}))
     seconds = time.monotonic() - started
     logger.info(
@@ -196,9 +204,17 @@ def _new_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer:
         tokenizer.fingerprint[:12],
         seconds,
     )
-    if before is not None and hashlib.sha256(path.read_bytes()).hexdigest() != before:
+    if before not in (None, tokenizer.fingerprint):
         logger.info("%s: the tokenizer is another one than before, so all parts are made again", store)
     return tokenizer
+
+
+def _fingerprint_before(config: Config) -> str | None:
+    """Of the tokenizer that is in the store already, whole and to be opened."""
+    try:
+        return store_tokenizer(config).fingerprint
+    except UserError:
+        return None
 
 
 def _training_extent(limit: int | None, num_parts: int) -> str:
@@ -228,13 +244,17 @@ def _make_parts(
         logger.info("%s: %d of %d parts are whole already; making the others", store, len(records), len(chosen))
     if outdated := sum(record_path(store, part).exists() for part in missing):
         logger.info("%s: %d parts came from other inputs, settings or tokens; making them again", store, outdated)
-    return tokenizer, records | _write_parts(store, missing, tokenizer, pool)
+    return tokenizer, records | _write_parts(store, missing, tokenizer, config.security, pool)
 
 
 def _write_parts(
-    store: Path, parts: Sequence[PartPlan], tokenizer: Tokenizer, pool: ProcessPoolExecutor | None
+    store: Path,
+    parts: Sequence[PartPlan],
+    tokenizer: Tokenizer,
+    security: SecurityConfig,
+    pool: ProcessPoolExecutor | None,
 ) -> dict[str, PartRecord]:
-    write = functools.partial(write_part, store, tokenizer_fingerprint=tokenizer.fingerprint)
+    write = functools.partial(write_part, store, tokenizer_fingerprint=tokenizer.fingerprint, security=security)
     records: dict[str, PartRecord] = {}
     num_tokens = 0
     started = told = time.monotonic()
@@ -251,7 +271,7 @@ def _write_parts(
 
 def _merge(store: Path, config: Config, plan: StorePlan) -> None:
     """Makes a store of the parts that the shards wrote, which all must be there."""
-    tokenizer, records, missing = _find_parts(store, plan)
+    tokenizer, records, missing = _find_parts(store, config, plan)
     if missing:
         named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
@@ -264,7 +284,7 @@ def _merge(store: Path, config: Config, plan: StorePlan) -> None:
 
 def _merge_if_last(store: Path, config: Config, plan: StorePlan) -> None:
     """Of several shards that end at the same time more than one may do it: what they write is the same."""
-    tokenizer, records, missing = _find_parts(store, plan)
+    tokenizer, records, missing = _find_parts(store, config, plan)
     if missing:
         logger.info(
             "%s: %d of %d parts are not there yet: the last shard makes the store", store, len(missing), len(plan.parts)
@@ -273,9 +293,9 @@ def _merge_if_last(store: Path, config: Config, plan: StorePlan) -> None:
         _finish(store, config, plan, records, tokenizer)
 
 
-def _find_parts(store: Path, plan: StorePlan) -> tuple[Tokenizer, dict[str, PartRecord], list[str]]:
+def _find_parts(store: Path, config: Config, plan: StorePlan) -> tuple[Tokenizer, dict[str, PartRecord], list[str]]:
     """The store's tokenizer, the records of the parts that are whole, and the files of those that are not."""
-    tokenizer = Tokenizer.load(store / TOKENIZER_NAME)
+    tokenizer = store_tokenizer(config)
     records = _whole_parts(store, plan.parts, tokenizer)
     return tokenizer, records, [part.file for part in plan.parts if part.file not in records]
 
@@ -310,7 +330,7 @@ def _made_rows(
     dtype = token_dtype(tokenizer.vocabulary_size).__name__
     for dataset in (each for _, datasets in plan.splits for each in datasets):
         parts = [records[part.file].part for part in dataset]
-        file, batches = _rows_file(dataset), open_parts(store, parts, dtype)
+        file, batches = _rows_file(dataset), open_parts(store, parts, dtype, Encryption.of(config.security))
         name = f"{store}: {Path(file).parent}"
         is_stream = plan.reading.is_of_documents
         data = token_stream(name, batches, tokenizer.end_of_text) if is_stream else RecordTable(name, batches)

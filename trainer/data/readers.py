@@ -58,6 +58,10 @@ class ReadingReport:
     personal_data: PersonalDataReport = field(default_factory=PersonalDataReport)
     overlap: OverlapReport = field(default_factory=OverlapReport)
 
+    def without_examples(self) -> ReadingReport:
+        """The numbers alone: examples are parts of texts."""
+        return ReadingReport(replace(self.personal_data, examples={}), replace(self.overlap, examples=[]))
+
 
 class Piece(NamedTuple):
     """Some text of a document, in order; the last piece of each document says so."""

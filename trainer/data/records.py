@@ -1,4 +1,4 @@
-"""The records of a token store, and which of them lie side by side in packed rows: views of memory-mapped Arrow files.
+"""The records of a token store, and which of them lie side by side in packed rows: views of its files.
 
 Which columns a task's records have stands in `trainer.data.columns`. No TensorFlow.
 """
@@ -12,22 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from trainer.data.arrow_files import Batch, Lists, Numbers
 from trainer.data.windows import Int32Array, Int64Array
 
 UnsignedArray = npt.NDArray[np.unsignedinteger[Any]]
-
-
-@dataclass(frozen=True)
-class _Lists:
-    """A column of lists in one record batch: list i is `values[offsets[i] : offsets[i + 1]]`."""
-
-    values: npt.NDArray[Any]
-    offsets: npt.NDArray[Any]
-
-    def read(self, number: int) -> npt.NDArray[Any]:
-        return self.values[self.offsets[number] : self.offsets[number + 1]]
 
 
 class RecordTable:
@@ -36,24 +25,20 @@ class RecordTable:
     Any number of threads may read.
     """
 
-    def __init__(self, name: str, batches: Sequence[pa.RecordBatch]) -> None:
-        """`name` is for complaints. The batches have one schema and views of the files."""
+    def __init__(self, name: str, batches: Sequence[Batch]) -> None:
+        """`name` is for complaints. The batches have the same columns."""
         self.name = name
-        self._batches = [batch for batch in batches if batch.num_rows]
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
-        self._columns = frozenset(batches[0].schema.names) if batches else frozenset()
-        self._lists: dict[str, list[_Lists]] = {
-            column: [_lists_of(batch.column(column)) for batch in self._batches]
-            for column in (self._batches[0].schema.names if self._batches else [])
-            if _is_list(self._batches[0].schema.field(column).type)
-        }
+        columns = batches[0].columns if batches else {}
+        batches = [batch for batch in batches if batch.num_rows]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
+        self._lists: dict[str, list[Lists]] = {column: [batch.columns[column] for batch in batches] for column in columns}
 
     @property
     def num_records(self) -> int:
         return int(self._starts[-1])
 
     def has(self, column: str) -> bool:
-        return column in self._columns
+        return column in self._lists
 
     def tokens(self, column: str, number: int) -> UnsignedArray:
         """The tokens of a record: a view, unsigned integers of 16 or 32 bits."""
@@ -65,14 +50,15 @@ class RecordTable:
 
     def lengths(self, column: str) -> Int64Array:
         """How long each record's list is [num_records]."""
-        lengths = [np.diff(lists.offsets) for lists in self._lists.get(column, [])]
+        lengths = [np.diff(np.asarray(lists.offsets)) for lists in self._lists.get(column, [])]
         return np.concatenate([*lengths, np.zeros(0, np.int64)]).astype(np.int64)
 
     def firsts(self, column: str) -> Int64Array:
         """The first of each record's list of numbers [num_records]; -1 where a list is empty."""
         firsts = []
         for lists in self._lists.get(column, []):
-            begins, is_empty = lists.offsets[:-1], np.diff(lists.offsets) == 0
+            offsets = np.asarray(lists.offsets)
+            begins, is_empty = offsets[:-1], np.diff(offsets) == 0
             values = np.append(lists.values, -1)  # for the empty lists at the end
             firsts.append(np.where(is_empty, -1, values[begins]))
         return np.concatenate([*firsts, np.zeros(0, np.int64)]).astype(np.int64)
@@ -82,9 +68,7 @@ class RecordTable:
         return self.firsts("group") if self.has("group") else None
 
     def text(self, column: str, number: int) -> str:
-        batch, row = self._place(number)
-        text: str = self._batches[batch].column(column)[row].as_py()
-        return text
+        return self._list(column, number).tobytes().decode()
 
     def _list(self, column: str, number: int) -> npt.NDArray[Any]:
         batch, row = self._place(number)
@@ -105,8 +89,8 @@ class PackedRows:
     `num_real_tokens` of the `num_places` that all rows together have are not padding.
     """
 
-    starts: Int64Array = field(repr=False)
-    numbers: Int64Array = field(repr=False)
+    starts: Numbers = field(repr=False)
+    numbers: Numbers = field(repr=False)
     num_real_tokens: int
     num_places: int
 
@@ -117,16 +101,9 @@ class PackedRows:
     @property
     def max_pieces(self) -> int:
         """The most pieces that any row has."""
-        return int(np.diff(self.starts).max(initial=0))
+        return int(np.diff(np.asarray(self.starts)).max(initial=0))
 
     def pieces(self, row: int) -> Int64Array:
         """The numbers of the pieces in a row, in their order there: a view."""
-        return self.numbers[self.starts[row] : self.starts[row + 1]]
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _lists_of(column: pa.Array) -> _Lists:
-    return _Lists(column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True))
+        begin, end = self.starts[row : row + 2].tolist()
+        return self.numbers[begin:end]

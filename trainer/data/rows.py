@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from trainer.data.packing import pack_best_fit
 from trainer.data.records import RecordTable
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.windows import Int64Array, TokenStream
+from trainer.encryption.files import Encryption
 from trainer.errors import DataError
-from trainer.files import file_sha256, put_in_place, temporary_name
+from trainer.files import put_in_place, temporary_name
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,10 @@ def write_rows(
     path = store / file
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as output:
-            with pa.ipc.new_file(output, schema) as writer:
-                writer.write_batch(pa.record_batch([pieces], schema=schema))
-            output.flush()
-            os.fsync(output.fileno())
-        num_bytes, sha256 = temporary.stat().st_size, file_sha256(temporary)
+        encryption = Encryption.of(config.security)
+        with encryption.new_file(temporary, file) as output, pa.ipc.new_file(output, schema) as writer:
+            writer.write_batch(pa.record_batch([pieces], schema=schema))
+        num_bytes, sha256 = temporary.stat().st_size, encryption.sha256(temporary, file)
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

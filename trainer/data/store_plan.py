@@ -107,6 +107,7 @@ def plan_store(config: Config) -> StorePlan:
                     unit=unit,
                     reading=reading,
                     back_translations=back_translations if split == "train" else None,
+                    is_encrypted=config.security.encrypt,
                 )
                 for index, unit in enumerate(units)
             )

@@ -22,8 +22,8 @@ from trainer.config import TokenizerConfig
 from trainer.data.tokenizer_files import read_tokenizer
 from trainer.data.tokenizer_training import END_OF_TEXT, UNKNOWN_CHARACTER, train_model
 from trainer.data.word_cache import WordCache, divides_by_words
+from trainer.encryption.files import PLAIN, Encryption
 from trainer.errors import DataError
-from trainer.files import write_atomically
 
 # What tokenizers from elsewhere call the token that ends a document, the most telling first; and the others.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
@@ -68,13 +68,13 @@ class Tokenizer:
         return _from_json(train_model(config, documents).to_str(pretty=True), "the tokenizer just trained")
 
     @staticmethod
-    def load(path: Path) -> Tokenizer:
+    def load(path: Path, encryption: Encryption = PLAIN) -> Tokenizer:
         """Reads a `tokenizer.json`, or the folder of one or of older vocabulary files; raises DataError where there is no
         such thing or it has no token that ends a document."""
-        return _from_json(read_tokenizer(path), str(path))
+        return _from_json(read_tokenizer(path, encryption), str(path))
 
-    def save(self, path: Path) -> None:
-        write_atomically(path, self.json_text.encode())
+    def save(self, path: Path, encryption: Encryption = PLAIN) -> None:
+        encryption.write_atomically(path, self.json_text.encode(), path.name)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without any that would mark its begin or end."""

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from trainer.data.tokenizer_training import BERT_SPECIAL_TOKENS, END_OF_TEXT
+from trainer.encryption.files import PLAIN, Encryption
 from trainer.errors import DataError
 
 # Vocabulary and merges of a byte-level BPE: as Hugging Face names them, and as OpenAI did.
@@ -18,16 +19,17 @@ BYTE_LEVEL_SPECIAL_TOKENS = (END_OF_TEXT, "<s>", "</s>", "<pad>", "<unk>", "<mas
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
-def read_tokenizer(path: Path) -> str:
+def read_tokenizer(path: Path, encryption: Encryption = PLAIN) -> str:
     """The `tokenizer.json` of a file or a folder; of a folder with older files, the one that says the same.
 
-    In a folder `tokenizer.json` goes before BERT's `vocab.txt`, and that before a byte-level BPE. Raises DataError where
-    there is none of these, or only SentencePiece's own format.
+    A file is encrypted, or not, as `encryption` has it; what lies in folders never is. In a folder `tokenizer.json` goes before
+    BERT's `vocab.txt`, and that before a byte-level BPE. Raises DataError where there is none of these, or only SentencePiece's
+    own format.
     """
     if not path.is_dir():
         if path.name in SENTENCEPIECE_FILES:
             raise _sentencepiece(path)
-        return _read(path)
+        return _read(path, encryption)
     if (path / "tokenizer.json").exists():
         return _read(path / "tokenizer.json")
     if (path / "vocab.txt").exists():
@@ -42,9 +44,9 @@ def read_tokenizer(path: Path) -> str:
     raise DataError(f"{path}: has no tokenizer in it; looked for {expected}: check the path")
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, encryption: Encryption = PLAIN) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return encryption.read_bytes(path, path.name).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise DataError(f"{path}: cannot be read as a {path.name} ({reason}); check the path") from None

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.arrow_files import Numbers
 from trainer.data.manifest import num_samples
 from trainer.errors import DataError
 
@@ -55,16 +56,17 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class TokenStream:
-    """The tokens of one data set as one long sequence, held as views of memory-mapped files.
+    """The tokens of one data set as one long sequence, held as views of its files.
 
     `segments` follow each other; segment i begins at token `starts[i]`, and the last of the starts is the number of
-    tokens. `row_ends` are, segment by segment, the ends of the rows of the store, counted from the segment's begin.
+    tokens. `row_offsets` are, segment by segment, where the rows of the store begin, counted from the segment's begin, and
+    where the last of them ends.
     """
 
     name: str
     end_of_text: int
-    segments: Sequence[npt.NDArray[np.unsignedinteger]]
-    row_ends: Sequence[Int64Array]
+    segments: Sequence[Numbers]
+    row_offsets: Sequence[Numbers]
     starts: Int64Array
 
     @property
@@ -89,7 +91,8 @@ class TokenStream:
         A long document takes several rows, of which only the last ends with that token.
         """
         ends = []
-        for segment, row_ends, start in zip(self.segments, self.row_ends, self.starts, strict=False):
+        for segment, row_offsets, start in zip(self.segments, self.row_offsets, self.starts, strict=False):
+            row_ends = np.asarray(row_offsets)[1:]
             last_tokens = segment[row_ends - 1]
             ends.append(row_ends[last_tokens == self.end_of_text] + start)
         return np.concatenate([*ends, np.zeros(0, np.int64)]).astype(np.int64)

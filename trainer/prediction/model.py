@@ -12,6 +12,7 @@ from trainer.checkpoint import choose_checkpoint, read_state, read_weights
 from trainer.config import Config, DistributionConfig
 from trainer.data.tokenizer import Tokenizer
 from trainer.distribution import connect
+from trainer.encryption.files import Encryption
 from trainer.pretrained.trained import merge_low_rank
 from trainer.run_directory import open_run
 from trainer.sizes import Sizes
@@ -46,8 +47,9 @@ def load_model(path: Path, checkpoint: str) -> TrainedModel:
     store nor the folder that it was initialized from. Raises UserError where the run or the checkpoint is not there."""
     run, given = open_run(path)
     chosen = choose_checkpoint(run.checkpoints, checkpoint, given.checkpoint.best_metric)
-    _, identity = read_state(chosen)
-    tokenizer, labels = Tokenizer.load(run.tokenizer), tuple(identity.get("data.labels") or ())
+    encryption = Encryption.of(given.security)
+    _, identity = read_state(chosen, encryption)
+    tokenizer, labels = Tokenizer.load(run.tokenizer, encryption), tuple(identity.get("data.labels") or ())
     connect(DistributionConfig(backend="single"))
     # What was frozen does not matter any more, and patterns may name low-rank pairs, which are no more.
     config = given.model_copy(
@@ -57,5 +59,5 @@ def load_model(path: Path, checkpoint: str) -> TrainedModel:
         }
     )
     weights = create_weights(config, Sizes(tokenizer.vocabulary_size, len(labels)))
-    assign_weights(weights, merge_low_rank(given.model, read_weights(chosen)), str(chosen))
+    assign_weights(weights, merge_low_rank(given.model, read_weights(chosen, encryption)), str(chosen))
     return TrainedModel(config, tokenizer, labels, bool(identity.get("data.has_unanswerable")), weights)

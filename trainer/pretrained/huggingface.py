@@ -13,6 +13,7 @@ from tokenizers import processors
 
 from trainer.config import Config
 from trainer.data.tokenizer import SpecialTokens, Tokenizer
+from trainer.encryption.files import PLAIN, Encryption
 from trainer.errors import UserError
 from trainer.files import json_bytes
 from trainer.pretrained import names
@@ -49,9 +50,10 @@ def check_format(config: Config) -> Format:
     return known
 
 
-def write_huggingface(run: TrainedRun, folder: Path) -> None:
-    """Fills a folder: config.json, model.safetensors (float32), tokenizer.json, tokenizer_config.json, and where it writes
-    texts generation_config.json. Raises UserError where transformers has no such model."""
+def write_huggingface(run: TrainedRun, folder: Path, encryption: Encryption = PLAIN) -> None:
+    """Fills a folder, with encrypted files where `encryption` is on: config.json, model.safetensors (float32), tokenizer.json,
+    tokenizer_config.json, and where it writes texts generation_config.json. Raises UserError where transformers has no such
+    model."""
     config, known = run.config, check_format(run.config)
     rows = len(run.weights["token_embedding"])
     specials = _special_numbers(known, run.tokenizer.specials)
@@ -63,13 +65,17 @@ def write_huggingface(run: TrainedRun, folder: Path) -> None:
         "dtype": "float32",
         "torch_dtype": "float32",  # its name before version 5
     }
-    (folder / CONFIG_FILE).write_bytes(json_bytes(content))
-    with (folder / TENSORS_FILE).open("wb") as file:
+
+    def write(name: str, content: bytes) -> None:
+        encryption.write_file(folder / name, content, name)
+
+    write(CONFIG_FILE, json_bytes(content))
+    with encryption.new_file(folder / TENSORS_FILE, TENSORS_FILE) as file:
         write_tensors(file, _tensors(known, run), metadata={"format": "pt"})
-    (folder / "tokenizer.json").write_text(_tokenizer_json(known, run.tokenizer), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_bytes(json_bytes(_tokenizer_settings(known, run)))
+    write("tokenizer.json", _tokenizer_json(known, run.tokenizer).encode())
+    write("tokenizer_config.json", json_bytes(_tokenizer_settings(known, run)))
     if _writes_texts(config):
-        (folder / "generation_config.json").write_bytes(json_bytes(specials))
+        write("generation_config.json", json_bytes(specials))
 
 
 def _tensors(known: Format, run: TrainedRun) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from trainer.config import ENCODER_DECODERS, Config, GenerationConfig
 from trainer.data.assembly import first_target_token
+from trainer.encryption.files import PLAIN, Encryption
 from trainer.generation import generate, settle
 from trainer.models import bag_of_embeddings, bert, blocks, encoder_decoder, gpt
 from trainer.models.blocks import Weights
@@ -25,11 +26,16 @@ from trainer.tasks.question_answering import QuestionAnswering
 
 Signature = Callable[..., dict[str, tf.Tensor]]
 
+_TOKENIZER = "assets.extra/tokenizer.json"
+_IN_MEMORY = "ram://drumline-saved-model"  # a file system of TensorFlow's
+_PIECE_BYTES = 2**20
+
 DEFAULT_SIGNATURE = "serving_default"  # what TensorFlow Serving runs where no other is asked for
 
 
-def write_saved_model(run: TrainedRun, folder: Path) -> None:
-    """Fills a folder: a SavedModel with the signatures of the run's task, and the tokenizer in assets.extra."""
+def write_saved_model(run: TrainedRun, folder: Path, encryption: Encryption = PLAIN) -> None:
+    """Fills a folder, with encrypted files where `encryption` is on: a SavedModel with the signatures of the run's task, and
+    the tokenizer in assets.extra. What is to be encrypted is never on a disk as it is: TensorFlow writes it to memory."""
     module = tf.Module()
     module.weights = {name: tf.Variable(weight, trainable=False, name=name) for name, weight in run.weights.items()}
     weights = dict(module.weights)
@@ -38,10 +44,25 @@ def write_saved_model(run: TrainedRun, folder: Path) -> None:
         signatures[name] = tf.function(function, input_signature=specification, autograph=False)
     # The first is what the task is about.
     signatures = {DEFAULT_SIGNATURE: next(iter(signatures.values())), **signatures}
-    tf.saved_model.save(module, str(folder), signatures=signatures)
-    extra = folder / "assets.extra"
-    extra.mkdir()
-    (extra / "tokenizer.json").write_text(run.tokenizer.json_text, encoding="utf-8")
+    if encryption.is_on:
+        tf.saved_model.save(module, _IN_MEMORY, signatures=signatures)
+        _move_encrypted(folder, encryption)
+    else:
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    (folder / "assets.extra").mkdir()
+    encryption.write_file(folder / _TOKENIZER, run.tokenizer.json_text.encode(), _TOKENIZER)
+
+
+def _move_encrypted(folder: Path, encryption: Encryption) -> None:
+    """What TensorFlow wrote to memory."""
+    for found, _, names in tf.io.gfile.walk(_IN_MEMORY):
+        for file_name in names:
+            name = f"{found.removeprefix(_IN_MEMORY)}/{file_name}".strip("/")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with tf.io.gfile.GFile(f"{_IN_MEMORY}/{name}", "rb") as file, encryption.new_file(folder / name, name) as output:
+                while piece := file.read(_PIECE_BYTES):
+                    output.write(piece)
+    tf.io.gfile.rmtree(_IN_MEMORY)
 
 
 def _signatures(run: TrainedRun, weights: Weights) -> dict[str, tuple[Signature, list[tf.TensorSpec]]]:

@@ -11,6 +11,7 @@ import numpy as np
 from trainer.checkpoint import choose_checkpoint, read_state, read_weights
 from trainer.config import Config, ModelConfig
 from trainer.data.tokenizer import Tokenizer
+from trainer.encryption.files import Encryption
 from trainer.run_directory import open_run
 from trainer.tasks.parameters import is_low_rank
 
@@ -31,11 +32,13 @@ def read_run(path: Path, checkpoint: str) -> TrainedRun:
     initialized from. Raises UserError where the run or the checkpoint is not there."""
     run, config = open_run(path)
     chosen = choose_checkpoint(run.checkpoints, checkpoint, config.checkpoint.best_metric)
-    progress, identity = read_state(chosen)
-    weights = merge_low_rank(config.model, read_weights(chosen))
+    encryption = Encryption.of(config.security)
+    progress, identity = read_state(chosen, encryption)
+    weights = merge_low_rank(config.model, read_weights(chosen, encryption))
     # A copy that is not validated again: the schema fills in what is missing, and nothing is.
     merged = config.model_copy(update={"model": config.model.model_copy(update={"lora": None, "initialize_from": None})})
-    return TrainedRun(merged, Tokenizer.load(run.tokenizer), tuple(identity.get("data.labels") or ()), weights, progress.step)
+    tokenizer, labels = Tokenizer.load(run.tokenizer, encryption), tuple(identity.get("data.labels") or ())
+    return TrainedRun(merged, tokenizer, labels, weights, progress.step)
 
 
 def merge_low_rank(model: ModelConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

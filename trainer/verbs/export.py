@@ -20,6 +20,7 @@ def add_export(verbs: Verbs, common: Parser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from trainer.encryption.files import Encryption
     from trainer.pretrained.huggingface import check_format, write_huggingface
     from trainer.pretrained.new_folder import new_folder, refuse_existing
     from trainer.pretrained.trained import read_run
@@ -28,17 +29,19 @@ def _export(arguments: argparse.Namespace) -> int:
     path = started_run(arguments.run).path
     # What can be told is told before checkpoints are read and TensorFlow is imported, which takes seconds.
     refuse_existing(arguments.output)
+    _, config = open_run(path)
     if arguments.format == "huggingface":
-        _, config = open_run(path)
         check_format(config)
+    encryption = Encryption.of(config.security)
     run = read_run(path, arguments.checkpoint)
     with new_folder(arguments.output) as folder:
         if arguments.format == "huggingface":
-            write_huggingface(run, folder)
+            write_huggingface(run, folder, encryption)
         else:
             import_tensorflow()
             from trainer.pretrained.saved_model import write_saved_model
 
-            write_saved_model(run, folder)
-    print(f"{arguments.output}: {arguments.format}, of step {run.step}")
+            write_saved_model(run, folder, encryption)
+    how = ", encrypted" if encryption.is_on else ""
+    print(f"{arguments.output}: {arguments.format}, of step {run.step}{how}")
     return 0
