@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config import ENCODER_DECODERS, BatchPlan, Config, FoldsConfig, ModelConfig, plan_batches
+from trainer.config import ENCODER_DECODERS, BatchPlan, Config, FoldsConfig, ModelConfig, PrivacyConfig, plan_batches
 from trainer.data.manifest import MANIFEST_NAME, Split, StoreManifest, read_manifest_of
 from trainer.models.parameters import Parameter, query_blocks
 from trainer.optimizers.slots import num_slot_elements
+from trainer.privacy.budget import plan_budget
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_flops_per_token, run_parameters
 
@@ -34,6 +35,8 @@ def report(config: Config, num_replicas: int) -> str:
     lines += _describe_memory(config, estimate_memory(config, plan, weights, sizes.vocabulary_size))
     lines += describe_batches(config, plan)
     lines += _describe_data(config, manifest)
+    if config.privacy is not None:
+        lines.append(("privacy", _describe_privacy(config, config.privacy, manifest)))
     flops = run_flops_per_token(config, sizes)
     num_tokens = config.train.steps * plan.global_batch_size * tokens_of_row(config)
     lines.append(("computation", f"{flops:,} FLOPs a token, {flops * num_tokens:.3g} FLOPs for the run"))
@@ -88,9 +91,10 @@ def estimate_memory(config: Config, plan: BatchPlan, weights: dict[str, Paramete
         scored = rows * (config.target_length if config.model.family in ENCODER_DECODERS else config.data.sequence_length)
         num_tokens = max(vocabulary_size, config.model.vocabulary_size or 0)
         activations += 4 * 2 * num_tokens * (config.loss_chunk(scored, num_tokens) or scored)
+    num_held = 1 if config.privacy is None else plan.rows_per_micro_batch  # private training holds that of each row
     return Memory(
         weights=4 * elements,
-        gradients=4 * trained * (2 if plan.num_micro_batches > 1 else 1),
+        gradients=4 * trained * (num_held + (1 if plan.num_micro_batches > 1 else 0)),
         moments=4
         * num_slot_elements(config.optimizer, weights.values(), plan.num_replicas if config.train.shard_optimizer else 1),
         compute_copies=size * elements if size < 4 else 0,
@@ -228,6 +232,21 @@ def _describe_data(config: Config, manifest: StoreManifest | None) -> list[tuple
         share = sum(rows.num_real_tokens for rows in packed) / max(1, sum(rows.num_places for rows in packed))
         lines.append(("packing", f"{sum(rows.num_rows for rows in packed):,} sequences, of whose tokens {share:.1%} are real"))
     return [*lines, ("epochs", _describe_epochs(config, manifest))]
+
+
+def _describe_privacy(config: Config, privacy: PrivacyConfig, manifest: StoreManifest | None) -> str:
+    num_samples = None if manifest is None else _num_samples(config, manifest)
+    if num_samples is None:
+        return (
+            f"at most epsilon {privacy.epsilon} at delta {privacy.delta:g}" if privacy.epsilon else "known when training starts"
+        )
+    budget = plan_budget(config, num_samples, None)
+    steps = budget.most_updates(config.train.steps)
+    ends = f"; epsilon {privacy.epsilon:g} is spent there" if privacy.epsilon and steps < config.train.steps else ""
+    return (
+        f"epsilon {budget.epsilon(steps):.3f} at delta {privacy.delta:g} after {steps:,} steps{ends}; "
+        f"noise {budget.noise_multiplier:g} times the norm {privacy.clip_norm:g}"
+    )
 
 
 def _describe_fold(folds: FoldsConfig) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # it imports TensorFlow
 Identity = Mapping[str, Any]
 
 _NOT_OF_THE_MODEL = ("model.initialize_from", "model.recompute")
+_PRIVACY_KEYS = ("clip_norm", "noise_multiplier")  # the budget may change: what was spent is known
 _DATA_KEYS = ("target_length", "multi_label", "prompt", "window_overlap")
 
 
@@ -57,6 +58,7 @@ def identity(config: Config, corpus: Corpus) -> dict[str, Any]:
         "train.precision": config.train.precision,
         "train.label_smoothing": config.train.label_smoothing,
         "train.average_decay": config.train.average_decay,
+        **{f"privacy.{key}": config.privacy and getattr(config.privacy, key) for key in _PRIVACY_KEYS},
     }
 
 

@@ -72,6 +72,7 @@ class Ledger:
             num_samples=first_sample + num_samples,
             ledger_hash=stepped_over(target.ledger_hash, first_sample, num_samples),
             rollbacks=(*self.progress.rollbacks, rollback),
+            privacy=self.progress.privacy,
         )
         self._write({"event": "rollback", "rollback": asdict(rollback), **self._place()})
         return rollback
@@ -128,4 +129,4 @@ def _cut_back(path: Path, progress: Progress) -> bool:
             kept = number
     if kept < len(lines):
         write_atomically(path, b"".join(lines[:kept]))
-    return kept > 0 or progress == Progress()
+    return kept > 0 or progress.is_beginning

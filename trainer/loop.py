@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from trainer.monitor.monitor import Monitor
 from trainer.monitor.watchdog import Watchdog
 from trainer.pace import Pace
 from trainer.position import GraphPosition
+from trainer.privacy.training import PrivateTraining, num_rows, open_privacy
 from trainer.progress import Progress
 from trainer.records import Records, open_records
 from trainer.resume import restore, roll_back
@@ -55,7 +56,7 @@ def train(
         if not distribution.is_chief:
             logging.getLogger().setLevel(logging.WARNING)
         watchdog.join(distribution)
-        plan = plan_batches(config.train, distribution.num_replicas)
+        plan = plan_batches(config.train, distribution.num_replicas, num_rows(config, corpus))
         with distribution.scope():
             state = create_state(
                 config, corpus.manifest.sizes, own_share(config, distribution.rank, distribution.num_processes)
@@ -63,13 +64,18 @@ def train(
         watchdog.phase("going on from a checkpoint")
         progress = restore(run, config, corpus, state, distribution, fresh=fresh, allowed_changes=allowed_changes)
 
+        private = open_privacy(config, corpus, plan, progress)
+        if private is not None:
+            config = private.limited(config)
         compiler, reason = choose_compiler(config)
         position = GraphPosition()
         watchdog.position = position.read
-        train_steps = compiled_by_first_call(compile_training(config, state, distribution, plan, compiler, position))
-        evaluation = Evaluation(config, state.evaluated, distribution, plan, corpus.validation, compiler)
+        noise = None if private is None else private.noise
+        train_steps = compiled_by_first_call(compile_training(config, state, distribution, plan, compiler, position, noise))
+        evaluated = plan_batches(config.train, distribution.num_replicas)
+        evaluation = Evaluation(config, state.evaluated, distribution, evaluated, corpus.validation, compiler)
         owes_evaluation = evaluation.is_due(progress.step) and _lacks_validation(run, distribution, progress.step)
-        step, num_steps = progress.step, config.train.steps
+        step, num_steps = progress.step, _last_step(config, private, progress)
         if step >= num_steps and not owes_evaluation:
             logger.info("nothing to do: %s has all of its %d steps; raise train.steps to go on", run.path, num_steps)
             distribution.close()
@@ -81,17 +87,19 @@ def train(
             open_records(config, run, corpus, distribution, plan, progress, command_line) as records,
         ):
             _announce(config, corpus, distribution, plan, records.monitor, f"compile {compiler}: {reason}")
+            if private is not None:
+                private.announce(config)
             # The order of the data is a function of the position: a resumed run differs from a new one only in where it
             # begins, and so does one that goes back and steps over what made it diverge.
-            batches = _batches_from(progress, corpus, plan, distribution)
+            batches = _batches_from(progress, corpus, plan, distribution, private)
             guard, pace = DivergenceGuard(config.divergence, progress), Pace(config)
             stopping = _agree(distribution, stop, records, 0.0).stop
             if owes_evaluation and not stopping:
-                stopping = not _evaluate(evaluation, distribution, stop, watchdog, records, pace)
+                stopping = not _evaluate(evaluation, distribution, stop, watchdog, records, pace, private)
 
             while step < num_steps and not stopping:
                 # Many updates in one call: Python comes up for air only where something is due.
-                count = pace.next_call(step)
+                count = min(pace.next_call(step), num_steps - step)
                 watchdog.phase(f"training, steps {step + 1} to {step + count}", pace.expected_seconds(count))
                 began = time.perf_counter()
                 history = _to_host(train_steps(batches, tf.constant(step, tf.int64), tf.constant(count)))
@@ -103,13 +111,14 @@ def train(
                 if divergence is not None:
                     watchdog.phase("going back to a checkpoint")
                     progress = _go_back(config, run, state, distribution, records, divergence)
-                    batches = _batches_from(progress, corpus, plan, distribution)
+                    batches = _batches_from(progress, corpus, plan, distribution, private)
                     step, guard = progress.step, DivergenceGuard(config.divergence, progress)
+                    num_steps = _last_step(config, private, progress)
                     continue
 
                 owes_evaluation = evaluation.is_due(step)
                 if owes_evaluation:
-                    owes_evaluation = not _evaluate(evaluation, distribution, stop, watchdog, records, pace)
+                    owes_evaluation = not _evaluate(evaluation, distribution, stop, watchdog, records, pace, private)
                 agreed = _agree(distribution, stop, records, seconds / count)
                 stopping = agreed.stop
                 pace.took(agreed.step_seconds)
@@ -149,8 +158,15 @@ def _agree(distribution: Distribution, stop: StopRequest, records: Records, step
     return _Agreement(bool(stopping), bool(saving), bool(failing), total / 1e6)
 
 
-def _batches_from(progress: Progress, corpus: Corpus, plan: BatchPlan, distribution: Distribution) -> Iterator[Any]:
-    return distribution.iterate(training_batches(corpus.train, corpus.order, plan, progress.num_samples, distribution.replicas))
+def _batches_from(
+    progress: Progress, corpus: Corpus, plan: BatchPlan, distribution: Distribution, private: PrivateTraining | None
+) -> Iterator[Any]:
+    order = corpus.order if private is None else private.order
+    return distribution.iterate(training_batches(corpus.train, order, plan, progress.num_samples, distribution.replicas))
+
+
+def _last_step(config: Config, private: PrivateTraining | None, progress: Progress) -> int:
+    return config.train.steps if private is None else private.last_step(config, progress)
 
 
 def _to_host(history: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
@@ -164,13 +180,16 @@ def _evaluate(
     watchdog: Watchdog,
     records: Records,
     pace: Pace,
+    private: PrivateTraining | None,
 ) -> bool:
-    """Evaluates and writes the result; False where it was given up, since a process was asked to stop."""
+    """Evaluates and writes the result, of private training with the epsilon that is spent; False where it was given up, since a
+    process was asked to stop."""
     step = records.progress.step
     watchdog.phase(f"evaluation at step {step}", evaluation.longest_call_seconds)
     for result in evaluation.calls(pace.largest_call):
         if result.is_whole:
-            records.write_validation(result)
+            spent = {} if private is None else {"epsilon": private.epsilon(records.progress)}
+            records.write_validation(replace(result, metrics={**result.metrics, **spent}))
         elif any_process(distribution, stop.stop):
             logger.info("step %d: the evaluation is given up, since the run is to stop; it will be made up for", step)
             return False
@@ -220,8 +239,8 @@ def _announce(
     config: Config, corpus: Corpus, distribution: Distribution, plan: BatchPlan, monitor: Monitor, compiler: str
 ) -> None:
     num_weights = sum(each.num_elements for each in run_parameters(config, corpus.manifest.sizes).values())
-    tokens = plan.global_batch_size * config.data.sequence_length
-    epoch = corpus.order.num_samples / plan.global_batch_size
+    tokens = config.train.global_batch_size * config.data.sequence_length
+    epoch = corpus.order.num_samples / config.train.global_batch_size
     logger.info(
         "run %s: %s parameters, %s tokens an update, %.1f updates an epoch",
         config.run.name,

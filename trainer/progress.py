@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -24,6 +24,16 @@ class Rollback:
 
 
 @dataclass(frozen=True)
+class PrivacyRecord:
+    """What a private run was begun with, and goes on with: the secret that sampling and noise follow from (128 bits,
+    hexadecimal), the noise, and the probability with which an update takes a sample."""
+
+    secret: str = field(repr=False)
+    noise_multiplier: float
+    sampling_rate: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a run stands after `step` updates.
 
@@ -33,6 +43,7 @@ class Progress:
     rollbacks:        every time that the run went back, in order
     recent_losses:    the last losses, by which a spike is known, the newest last
     skipped_in_a_row: how many of the last updates were skipped, since loss or gradient were not finite
+    privacy:          of a run with `privacy` what it was begun with
     """
 
     step: int = 0
@@ -42,6 +53,12 @@ class Progress:
     rollbacks: tuple[Rollback, ...] = ()
     recent_losses: tuple[float, ...] = ()
     skipped_in_a_row: int = 0
+    privacy: PrivacyRecord | None = None
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether nothing was done yet."""
+        return replace(self, privacy=None) == Progress()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,4 +68,5 @@ class Progress:
         """Raises TypeError where a field is unknown."""
         rollbacks = tuple(Rollback(**each) for each in content.get("rollbacks", ()))
         recent_losses = tuple(content.get("recent_losses", ()))
-        return cls(**{**content, "rollbacks": rollbacks, "recent_losses": recent_losses})
+        privacy = PrivacyRecord(**content["privacy"]) if content.get("privacy") else None
+        return cls(**{**content, "rollbacks": rollbacks, "recent_losses": recent_losses, "privacy": privacy})

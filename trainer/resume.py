@@ -21,6 +21,7 @@ from trainer.encryption.files import Encryption
 from trainer.errors import CheckpointError
 from trainer.identity import identity, refuse_changes
 from trainer.optimizers.slots import slot_shapes
+from trainer.privacy.training import begin_privacy
 from trainer.progress import Progress
 from trainer.run_directory import RunDirectory, versions
 from trainer.sharded_update import joined, piece
@@ -54,7 +55,7 @@ def restore(
         if path is None:
             if config.model.initialize_from is not None:
                 reset_state(config, state)
-            return Progress()
+            return Progress(privacy=begin_privacy(config, corpus))
         if fresh:
             raise CheckpointError(f"--fresh: {run.path} has checkpoints already; take another run.name, or delete the folder")
         checkpoint = read_checkpoint(path, Encryption.of(config.security))

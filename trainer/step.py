@@ -22,6 +22,7 @@ from trainer.optimizers.choice import update_weight
 from trainer.optimizers.scalars import UpdateScalars, update_scalars
 from trainer.optimizers.schedules import learning_rate
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
+from trainer.privacy.gradients import Noise, clipped_sums
 from trainer.sharded_update import reduce_scatter, sharded_update
 from trainer.tasks.choice import choose_task
 from trainer.tasks.task import Features, Task
@@ -29,7 +30,7 @@ from trainer.training_state import TrainingState
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
 
-BOOKKEEPING = ("sample_ids", "first_row")  # what a batch has beside the task's features
+BOOKKEEPING = ("sample_ids", "first_row", "first_position")  # what a batch has beside the task's features
 
 REPORTED = {
     "loss": tf.float32,
@@ -63,15 +64,17 @@ def compile_training(
     plan: BatchPlan,
     compiler: Compiler,
     position: GraphPosition,
+    noise: Noise | None = None,
 ) -> Callable[[Iterator[Any], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
-    """A function (batches, first_step, num_steps) that makes so many updates in one call, and marks its `position`.
+    """A function (batches, first_step, num_steps) that makes so many updates in one call, and marks its `position`; of private
+    training with `noise`.
 
     It returns, for each step [num_steps]: `loss` (nats, mean over what counts in the global batch), `num_tokens`,
     `gradient_norm` (before clipping), `learning_rate`, `loss_scale`, `data_wait_seconds`; `is_skipped`: whether the
     update was left out since loss or gradient were not finite; and `sample_ids` [num_steps, local replicas, A, M], read
     off the batches.
     """
-    update = _update_function(config, state, distribution, plan, compiler, position)
+    update = _update_function(config, state, distribution, plan, compiler, position, noise)
 
     def one_step(batches: Iterator[Any], step: tf.Tensor) -> dict[str, tf.Tensor]:
         asked = _now(config)
@@ -163,6 +166,7 @@ def _update_function(
     plan: BatchPlan,
     compiler: Compiler,
     position: GraphPosition,
+    noise: Noise | None,
 ) -> Callable[[dict[str, tf.Tensor], tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """One update, as a replica sees it."""
     trained = [name for name, parameter in state.parameters.items() if parameter.is_trainable]
@@ -191,20 +195,30 @@ def _update_function(
         loss_scale = tf.convert_to_tensor(state.loss_scale)
 
         def micro_batch(index: tf.Tensor | int) -> list[tf.Tensor]:
-            rows = {name: value[index] for name, value in features.items()}
-            return differentiate(values, fixed, rows, batch["first_row"][index], step, loss_scale * sum_scale)
+            def sums() -> list[tf.Tensor]:
+                rows = {name: value[index] for name, value in features.items()}
+                return differentiate(values, fixed, rows, batch["first_row"][index], step, loss_scale * sum_scale)
+
+            if noise is None:
+                return sums()
+            # A private update's sample rarely fills all rows that there are for it.
+            nothing = [*(tf.zeros(value.shape) for value in values), *(tf.constant(0.0) for _ in range(3))]
+            return tf.cond(tf.reduce_any(batch["sample_ids"][index] >= 0), sums, lambda: nothing)
 
         sums = _after(lambda: position.mark(step, REDUCING), _sum_over_micro_batches(micro_batch, plan.num_micro_batches))
         reduced = reduce(sums)
         *gradients, length, loss_sum, num_counted, num_tokens = _after(lambda: position.mark(step, UPDATING), reduced)
 
         divisor = tf.maximum(num_counted, 1.0) * loss_scale * sum_scale
+        if noise is not None:
+            gradients = noise.added(gradients, batch["first_position"][0] // plan.global_batch_size)
+            length, divisor = tf.linalg.global_norm(gradients), float(config.train.global_batch_size)
         norm = length / divisor
         clip_norm = config.optimizer.clip_norm
         factor = (1.0 if clip_norm is None else tf.minimum(1.0, clip_norm / norm)) / divisor
         rate = learning_rate(config.optimizer, config.train.steps, step)
         # Sums over all replicas: they agree on whether the update is made.
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss_sum)
+        finite = tf.math.is_finite(norm) if noise is not None else tf.math.is_finite(norm) & tf.math.is_finite(loss_sum)
         # In float16 a gradient that overflows is no divergence while the loss scale can be lowered.
         overflowed = tf.math.is_finite(loss_sum) & (loss_scale > 1.0) if scaled else tf.constant(False)
         change_weights(gradients, factor, rate, step, finite)
@@ -228,8 +242,8 @@ def _differentiation(
     config: Config, task: Task, trained: list[str], frozen: list[str], compiler: Compiler
 ) -> Callable[..., list[tf.Tensor]]:
     """A pure function (trained weights, frozen ones, features, first_row, step, loss_scale) -> [*gradients, loss sum, how
-    many losses, how many tokens], float32."""
-    dtype = PRECISIONS[config.train.precision]
+    many losses, how many tokens], float32. With `privacy` the gradients are sums of those of single samples, each clipped."""
+    dtype, privacy = PRECISIONS[config.train.precision], config.privacy
 
     def differentiate(
         values: list[tf.Tensor],
@@ -239,14 +253,22 @@ def _differentiation(
         step: tf.Tensor,
         loss_scale: tf.Tensor,
     ) -> list[tf.Tensor]:
+        def of_rows(features: Features, key: DropoutKey) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+            with compiled_apart(compiler == "elementwise"), tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                named = zip([*trained, *frozen], [*values, *fixed], strict=True)
+                computed = {name: tf.cast(value, dtype) for name, value in named}
+                scale = loss_scale if dtype == tf.float16 else None
+                loss_sum, num_counted = task.loss_sums(computed, features, key, scale)
+                scaled_loss = loss_sum if scale is None else loss_sum * scale
+            gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return gradients, loss_sum, num_counted
+
         key = DropoutKey(seed=tf.stack([tf.constant(config.run.seed, tf.int64), step]), first_row=first_row)
-        with compiled_apart(compiler == "elementwise"), tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            computed = {name: tf.cast(value, dtype) for name, value in zip([*trained, *frozen], [*values, *fixed], strict=True)}
-            scale = loss_scale if dtype == tf.float16 else None
-            loss_sum, num_counted = task.loss_sums(computed, features, key, scale)
-            scaled_loss = loss_sum if scale is None else loss_sum * scale
-        gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        if privacy is None:
+            gradients, loss_sum, num_counted = of_rows(features, key)
+        else:
+            gradients, loss_sum, num_counted = clipped_sums(of_rows, features, key, privacy.clip_norm)
         return [*gradients, loss_sum, num_counted, task.num_tokens(features)]
 
     return differentiate

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import list_checkpoints, read_state
+from trainer.checkpoint import list_checkpoints, newest_good, read_state
 from trainer.config import Config
 from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.order import SampleOrder
+from trainer.data.poisson_order import PoissonOrder
 from trainer.encryption.files import Encryption
 from trainer.errors import CheckpointError, DataError
 from trainer.ledger import rolled, stepped_over
 from trainer.progress import Progress, Rollback
-from trainer.run_directory import open_run
+from trainer.run_directory import RunDirectory, open_run
 
 
 @dataclass
@@ -48,7 +50,7 @@ def verify_run(path: Path) -> Account:
     run, config = open_run(path)
     if not run.ledger.is_file():
         raise CheckpointError(f"{run.ledger}: no such file; the run has not begun")
-    verifier = _Verifier(run.ledger, config, open_corpus(config))
+    verifier = _Verifier(run, config, open_corpus(config))
     lines = run.ledger.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
@@ -58,19 +60,20 @@ def verify_run(path: Path) -> Account:
                 break  # a line that is being written, or that a kill cut off: the next start takes it back
             raise CheckpointError(f"{run.ledger}:{number}: cannot be read ({error})") from error
         verifier.read(number, content)
-    verifier.compare_checkpoints(run.checkpoints)
+    verifier.compare_checkpoints()
     return verifier.account
 
 
 class _Verifier:
     """Goes through a ledger with the place at which the run should be."""
 
-    def __init__(self, path: Path, config: Config, corpus: Corpus) -> None:
+    def __init__(self, run: RunDirectory, config: Config, corpus: Corpus) -> None:
         self.account = Account()
-        self._path = path
-        self._corpus = corpus
+        self._path, self._checkpoints = run.ledger, run.checkpoints
+        self._config, self._corpus = config, corpus
         self._encryption = Encryption.of(config.security)
-        self._order, self._batch_size = corpus.order, config.train.global_batch_size
+        self._order: SampleOrder | PoissonOrder = corpus.order
+        self._batch_size = config.train.global_batch_size
         self._places = {0: Progress()}  # of the run as it now stands, by step
         self._left: dict[int, Progress] = {}  # of checkpoints that the run went back to, as they were saved
 
@@ -88,9 +91,9 @@ class _Verifier:
         self._expect(where, "hash", line["hash"], place.ledger_hash)
         self.account.step, self.account.num_samples = place.step, place.num_samples
 
-    def compare_checkpoints(self, directory: Path) -> None:
+    def compare_checkpoints(self) -> None:
         """Those that can be read at all; `drumline checkpoints verify` looks into each."""
-        for info in list_checkpoints(directory):
+        for info in list_checkpoints(self._checkpoints):
             if info.problem is not None:
                 continue
             saved, _ = read_state(info.path, self._encryption)
@@ -114,7 +117,7 @@ class _Verifier:
                 f"{where}: was begun with other training data or another data.sequence_length; verify it with that store"
             )
         self.account.num_replicas.append(line["num_replicas"])
-        self._batch_size, self._order = line["global_batch_size"], self._corpus.order.with_seed(line["seed"])
+        self._batch_size, self._order = line["global_batch_size"], self._order_of(line)
         if number == 1 and line["step"]:
             # The ledger begins in the middle of the run: what came before is computed from the rollbacks it tells of.
             rollbacks = [Rollback(**rollback) for rollback in line["rollbacks"]]
@@ -123,6 +126,17 @@ class _Verifier:
         elif line["step"] not in self._places:
             raise CheckpointError(f"{where}: begins at step {line['step']}, where nothing ended before")
         self._forget_after(line["step"])
+
+    def _order_of(self, line: Mapping[str, Any]) -> SampleOrder | PoissonOrder:
+        """Of a private run it follows from what is in its checkpoints alone. Raises CheckpointError where there is none."""
+        order = self._corpus.order
+        if self._config.privacy is None:
+            return order.with_seed(line["seed"])
+        newest = newest_good(self._checkpoints)
+        record = None if newest is None else read_state(newest, self._encryption)[0].privacy
+        if record is None:
+            raise CheckpointError(f"{self._checkpoints}: no checkpoint has what the samples of a private run follow from")
+        return PoissonOrder.of(order, record, line["global_batch_size"])
 
     def _read_updates(self, where: str, line: Mapping[str, Any]) -> None:
         place = self._place

@@ -26,7 +26,7 @@ _SHARED_MEMORY = "8Gi"
 _NEEDED = {_TRAIN: "nodes", _PREPARE: "shards", _SEARCH: "pods"}
 _BELONGING = {
     **dict.fromkeys(("nodes", "ranks_per_node", "kind", "secret", "no_tensorboard"), (_TRAIN,)),
-    **dict.fromkeys(("gpus_per_node", "shared_memory", "grace_seconds", "environment_secret"), (_TRAIN, _SEARCH)),
+    **dict.fromkeys(("gpus_per_node", "shared_memory", "grace_seconds"), (_TRAIN, _SEARCH)),
     **dict.fromkeys(("runs_claim", "runs_size"), (_TRAIN, _SEARCH)),
     "shards": (_PREPARE,),
     "pods": (_SEARCH,),
@@ -65,6 +65,9 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", type=_lazily("read_size"), default="32Gi", metavar="SIZE", help="of each pod (default: 32Gi)"
     )
+    name = _lazily("read_name")
+    parser.add_argument("--environment-secret", type=name, metavar="NAME", help="variables of the pods, as s3:// needs them")
+    parser.add_argument("--key-secret", type=name, metavar="NAME", help="that has the key of security.key_file")
     parser.add_argument(
         "--restarts", type=not_negative, default=3, metavar="N", help="after failures, from the last checkpoint (default: 3)"
     )
@@ -102,9 +105,6 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument(
         "--secret", type=_lazily("read_name"), metavar="NAME", help="one that is there, with the key token (default: a new one)"
-    )
-    training.add_argument(
-        "--environment-secret", type=_lazily("read_name"), metavar="NAME", help="variables for the workers, as s3:// needs them"
     )
     training.add_argument("--no-tensorboard", action="store_true", help="leave it out")
 
@@ -223,7 +223,7 @@ def _preparation(config: Config, arguments: argparse.Namespace) -> Preparation:
     from launch.kubernetes.prepare import SUFFIX
 
     suffixes = (f"{SUFFIX}-{arguments.shards - 1}", f"{SUFFIX}{CONFIG_SUFFIX}")
-    return Preparation(_options(config.run.name, "run.name", arguments, suffixes), arguments.shards)
+    return Preparation(_options(config, config.run.name, "run.name", arguments, suffixes), arguments.shards)
 
 
 def _search(search: SearchConfig, config: Config, arguments: argparse.Namespace) -> Searching:
@@ -233,14 +233,13 @@ def _search(search: SearchConfig, config: Config, arguments: argparse.Namespace)
     from launch.kubernetes.search import SUFFIX
 
     suffixes = (f"{SUFFIX}-{arguments.pods - 1}", f"{SUFFIX}{CONFIG_SUFFIX}")
-    job = _options(search.name, "name", arguments, suffixes)
+    job = _options(config, search.name, "name", arguments, suffixes)
     return Searching(
         job=job,
         pods=arguments.pods,
         runs=_claim(arguments, job.name, "runs"),
         grace_seconds=arguments.grace_seconds or grace_seconds(config),
         shared_memory=arguments.shared_memory or _SHARED_MEMORY,
-        environment_secret=arguments.environment_secret,
     )
 
 
@@ -254,7 +253,9 @@ def _training(config: Config, arguments: argparse.Namespace) -> Training:
     kind: options.Kind = arguments.kind or "job"
     # Of the host names; TensorBoard's Service is named at most so.
     hosts = {"job": "", "jobset": f"-{WORKERS}-0", "mpijob": "-worker"}[kind]
-    job = _options(config.run.name, "run.name", arguments, (f"{hosts}-{num_nodes - 1}", "-launcher", tensorboard.SUFFIX))
+    job = _options(
+        config, config.run.name, "run.name", arguments, (f"{hosts}-{num_nodes - 1}", "-launcher", tensorboard.SUFFIX)
+    )
     if arguments.secret is not None:
         secret = options.Secret(arguments.secret)
     else:
@@ -269,7 +270,6 @@ def _training(config: Config, arguments: argparse.Namespace) -> Training:
         kind=kind,
         shared_memory=arguments.shared_memory or _SHARED_MEMORY,
         tensorboard=not arguments.no_tensorboard,
-        environment_secret=arguments.environment_secret,
     )
 
 
@@ -280,8 +280,9 @@ def _new_token() -> str:
     return base64.b64encode(secrets.token_hex(_TOKEN_BYTES).encode()).decode()
 
 
-def _options(default_name: str, key: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> Options:
+def _options(config: Config, default_name: str, key: str, arguments: argparse.Namespace, suffixes: tuple[str, ...]) -> Options:
     from launch.kubernetes.options import Options, Resources, derive_name, require_room
+    from launch.kubernetes.secrets import key_secret
 
     name = derive_name(default_name, key, arguments.name)
     require_room(name, suffixes)
@@ -293,6 +294,8 @@ def _options(default_name: str, key: str, arguments: argparse.Namespace, suffixe
         resources=Resources(arguments.cpus, arguments.memory, arguments.gpus_per_node or 0),
         placement=_placement(arguments),
         image_pull_secret=arguments.image_pull_secret,
+        environment_secret=arguments.environment_secret,
+        key=key_secret(config, arguments.key_secret, arguments.environment_secret),
         restarts=arguments.restarts,
     )
 

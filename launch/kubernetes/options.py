@@ -65,6 +65,15 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class KeySecret:
+    """The Secret that has a key to encrypt with, of which `file` is mounted in `folder`."""
+
+    secret: str
+    folder: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Options:
     """What every job has."""
 
@@ -75,6 +84,8 @@ class Options:
     resources: Resources = Resources()
     placement: Placement = Placement()
     image_pull_secret: str | None = None
+    environment_secret: str | None = None
+    key: KeySecret | None = None
     restarts: int = 3
 
 
@@ -100,7 +111,6 @@ class Training:
     kind: Kind = "job"
     shared_memory: str = "8Gi"
     tensorboard: bool = True
-    environment_secret: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,6 @@ class Searching:
     runs: Claim
     grace_seconds: int
     shared_memory: str = "8Gi"
-    environment_secret: str | None = None
 
 
 def derive_name(default: str, key: str, given: str | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from launch import surroundings
 from launch.kubernetes.objects import CONFIG_KEY, Manifest, labels_of, selector_of
 from launch.kubernetes.options import Options, Placement, Resources, Toleration, Training
+from launch.kubernetes.secrets import READABLE_BY_GROUP, key_mounts, key_volumes, variables
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
 from launch.kubernetes.volumes import WORKING_DIRECTORY, Folders, claim_volumes
 
@@ -16,7 +17,6 @@ CONFIG_SUFFIX = "-configuration"  # the MPI operator makes a ConfigMap NAME-conf
 SECRET_FOLDER = "/etc/drumline-secret"
 SECRET_KEY = "token"
 
-_READABLE_BY_GROUP = 0o440
 GPU = "nvidia.com/gpu"
 
 
@@ -33,11 +33,12 @@ def worker_pod(
     around = {
         "workingDir": str(WORKING_DIRECTORY),
         "env": _environment(training, peers),
-        **({"envFrom": [{"secretRef": {"name": training.environment_secret}}]} if training.environment_secret else {}),
+        **variables(options),
         "resources": resources_of(options.resources),
         "securityContext": container_security(),
         "volumeMounts": [
             *run_mounts(folders, names),
+            *key_mounts(options),
             {"name": "secret", "mountPath": SECRET_FOLDER, "readOnly": True},
             {"name": "temporary", "mountPath": "/tmp"},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
@@ -55,7 +56,8 @@ def worker_pod(
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": training.shared_memory}},
             *volumes,
             {"name": "configuration", "configMap": {"name": f"{options.name}{CONFIG_SUFFIX}"}},
-            {"name": "secret", "secret": {"secretName": training.secret.name, "defaultMode": _READABLE_BY_GROUP}},
+            *key_volumes(options),
+            {"name": "secret", "secret": {"secretName": training.secret.name, "defaultMode": READABLE_BY_GROUP}},
             {"name": "temporary", "emptyDir": {}},
         ],
     }

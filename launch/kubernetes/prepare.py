@@ -9,6 +9,7 @@ from launch.kubernetes.network import prepare_policy
 from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map
 from launch.kubernetes.options import Preparation, amount
 from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
+from launch.kubernetes.secrets import key_mounts, key_volumes, variables
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
 from launch.kubernetes.volumes import (
     WORKING_DIRECTORY,
@@ -52,11 +53,13 @@ def _pod(preparation: Preparation, folders: Folders, overrides: Sequence[str]) -
         ],
         "workingDir": str(WORKING_DIRECTORY),
         "env": temporary_environment(),
+        **variables(options),
         "resources": resources_of(options.resources),
         "securityContext": container_security(),
         "volumeMounts": [
             {"name": names["data"], "mountPath": str(folders.data)},
             {"name": "configuration", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            *key_mounts(options),
             {"name": "temporary", "mountPath": "/tmp"},
         ],
     }
@@ -67,6 +70,7 @@ def _pod(preparation: Preparation, folders: Folders, overrides: Sequence[str]) -
         "volumes": [
             *volumes,
             {"name": "configuration", "configMap": {"name": f"{options.name}{_CONFIG_SUFFIX}"}},
+            *key_volumes(options),
             {"name": "temporary", "emptyDir": {}},
         ],
     }

@@ -9,6 +9,7 @@ from launch.kubernetes.network import search_policy
 from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map
 from launch.kubernetes.options import Searching
 from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of, run_mounts
+from launch.kubernetes.secrets import key_mounts, key_volumes, variables
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
 from launch.kubernetes.volumes import WORKING_DIRECTORY, Folders, claim_volumes, find_folders, is_remote, new_claims
 from trainer.config import Config, SearchConfig
@@ -43,7 +44,7 @@ def _require_sense(search: SearchConfig, searching: Searching) -> None:
             f"storage: got {search.storage}, which several machines cannot share; leave it out for a journal on the volume of "
             "the runs, or name a database"
         )
-    if search.storage_environment is not None and searching.environment_secret is None:
+    if search.storage_environment is not None and searching.job.environment_secret is None:
         raise UserError(
             f"--environment-secret: got nothing, expected a Secret with the key {search.storage_environment}, which "
             "storage_environment names"
@@ -55,18 +56,18 @@ def _pod(search: SearchConfig, searching: Searching, folders: Folders, overrides
     volumes, names = claim_volumes(data=options.data, runs=searching.runs)
     shared = search.storage is not None or search.storage_environment is not None
     journal = [] if shared else [f"storage=journal:{search.directory}/{search.name}/search.journal"]
-    variables = [{"secretRef": {"name": searching.environment_secret}}] if searching.environment_secret else []
     container = {
         "name": "search",
         "image": options.image,
         "command": literal(["drumline", "search", _SEARCH_PATH, f"config={CONFIG_PATH}", *journal, *overrides]),
         "workingDir": str(WORKING_DIRECTORY),
         "env": temporary_environment(),
-        **({"envFrom": variables} if variables else {}),
+        **variables(options),
         "resources": resources_of(options.resources),
         "securityContext": container_security(),
         "volumeMounts": [
             *run_mounts(folders, names),
+            *key_mounts(options),
             {"name": "temporary", "mountPath": "/tmp"},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
         ],
@@ -80,6 +81,7 @@ def _pod(search: SearchConfig, searching: Searching, folders: Folders, overrides
             {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": searching.shared_memory}},
             *volumes,
             {"name": "configuration", "configMap": {"name": f"{options.name}{_CONFIG_SUFFIX}"}},
+            *key_volumes(options),
             {"name": "temporary", "emptyDir": {}},
         ],
     }

@@ -32,7 +32,7 @@ COMMON = (
     *("--image-pull-secret", "registry", "--priority-class", "high", "--ttl-seconds", "86400"),
 )
 ALL = {
-    "prepare": (*COMMON, "--data-size", "2Ti", "--storage-class", "shared"),
+    "prepare": (*COMMON, "--data-size", "2Ti", "--storage-class", "shared", "--environment-secret", "s3"),
     "search": (
         *(*COMMON, "--gpus-per-node", "8", "--data-claim", "texts", "--runs-size", "2Ti", "--storage-class", "shared"),
         *("--shared-memory", "16Gi", "--grace-seconds", "321", "--environment-secret", "database"),
@@ -96,8 +96,10 @@ def workload_of(manifests: Manifests) -> dict[str, Any]:
     return workload
 
 
-def workload_pods(capsys: pytest.CaptureFixture[str], kind: str, *options: str) -> list[dict[str, Any]]:
-    return list(pods(workload_of(render(capsys, kind, *options))))
+def workload_pods(
+    capsys: pytest.CaptureFixture[str], kind: str, *options: str, config: Path | str | None = None
+) -> list[dict[str, Any]]:
+    return list(pods(workload_of(render(capsys, kind, *options, config=config))))
 
 
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -73,11 +74,58 @@ def test_nothing_is_suspended_without_a_queue(kind: str, capsys: Capsys) -> None
     assert "kueue" not in text
 
 
-@each_training
-def test_variables_of_a_secret_reach_doctor_and_worker(kind: str, capsys: Capsys) -> None:
+@each_kind
+def test_variables_of_a_secret_reach_all_that_works(kind: str, capsys: Capsys) -> None:
     for pod in workload_pods(capsys, kind, "--environment-secret", "s3"):
         for container in containers(pod):
             assert container["envFrom"] == [{"secretRef": {"name": "s3"}}]
+
+
+@each_kind
+def test_a_key_is_mounted_where_the_configuration_looks_for_it(kind: str, capsys: Capsys, tmp_path: Path) -> None:
+    security = {"security": {"encrypt": True, "key_file": "keys/drumline.key"}}
+    config = encrypted_config(tmp_path, security)
+    options = ("--key-secret", "run-key")
+    words = [*options, f"config={config}"] if kind == "search" else options
+    for pod in workload_pods(capsys, kind, *words, config=None if kind == "search" else config):
+        volume = next(each for each in pod["volumes"] if each["name"] == "key")
+        items = [{"key": "drumline.key", "path": "drumline.key"}]
+        assert volume["secret"] == {"secretName": "run-key", "defaultMode": 0o440, "items": items}
+        for container in containers(pod):
+            mounts = [each for each in container["volumeMounts"] if each["name"] == "key"]
+            assert mounts == [{"name": "key", "mountPath": "/drumline/keys", "readOnly": True}]
+
+
+@pytest.mark.parametrize(
+    ("security", "options", "expected"),
+    [
+        ({"encrypt": True, "key_file": "keys/a.key"}, (), "--key-secret: got nothing, expected a Secret with the key a.key"),
+        (
+            {"encrypt": True, "key_environment": "KEY"},
+            (),
+            "--environment-secret: got nothing, expected a Secret with the key KEY",
+        ),
+        ({}, ("--key-secret", "mine"), "--key-secret: got mine, expected nothing without security.key_file"),
+        (
+            {"key_file": "a.key"},
+            ("--key-secret", "mine"),
+            "security.key_file: got a.key, in or around /drumline of the container",
+        ),
+        ({"key_file": "data/a.key"}, ("--key-secret", "mine"), "got data/a.key, in or around /drumline/data of the container"),
+        ({"key_file": "/etc/a.key"}, ("--key-secret", "mine"), "got /etc/a.key, in or around /etc/drumline of the container"),
+    ],
+)
+def test_a_key_that_pods_would_not_have_is_refused(
+    security: dict[str, Any], options: tuple[str, ...], expected: str, capsys: Capsys, tmp_path: Path
+) -> None:
+    config = encrypted_config(tmp_path, {"security": security})
+    assert expected in refusal(capsys, *command("job", *options, config=config))
+
+
+def encrypted_config(folder: Path, security: dict[str, Any]) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(Path("configs/demo.yaml").read_text()) | security))
+    return path
 
 
 @each_training

@@ -18,6 +18,7 @@ from trainer.config.data import (
 )
 from trainer.config.model import LoraConfig, ModelConfig
 from trainer.config.prediction import GenerationConfig
+from trainer.config.privacy import PrivacyConfig
 from trainer.config.run import (
     CheckpointConfig,
     DistributionConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParameterConfig",
+    "PrivacyConfig",
     "PruningConfig",
     "RunConfig",
     "Scalar",

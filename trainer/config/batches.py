@@ -31,8 +31,11 @@ class BatchPlan:
             yield replica * self.rows_per_replica + micro_batch * self.rows_per_micro_batch
 
 
-def plan_batches(train: TrainConfig, num_replicas: int) -> BatchPlan:
-    """Divides the batch over `num_replicas`; raises ConfigError where it does not divide."""
+def plan_batches(train: TrainConfig, num_replicas: int, num_rows: int | None = None) -> BatchPlan:
+    """Divides the batch over `num_replicas`; raises ConfigError where it does not divide.
+
+    With `num_rows`, since not every update has `train.global_batch_size` sequences, into as many micro-batches as hold so many.
+    """
     micro_batch_size = train.micro_batch_size or train.global_batch_size
     key = "micro_batch_size" if train.micro_batch_size else "global_batch_size"
     if micro_batch_size % num_replicas:
@@ -42,9 +45,10 @@ def plan_batches(train: TrainConfig, num_replicas: int) -> BatchPlan:
             f"train.{key}: got {micro_batch_size}, expected a multiple of the number of replicas, which is {num_replicas}; "
             f"batch sizes are global: take {choices}, or another number of replicas"
         )
+    num_micro_batches = -(-(num_rows or train.global_batch_size) // micro_batch_size)
     return BatchPlan(
-        global_batch_size=train.global_batch_size,
+        global_batch_size=num_micro_batches * micro_batch_size,
         num_replicas=num_replicas,
-        num_micro_batches=train.global_batch_size // micro_batch_size,
+        num_micro_batches=num_micro_batches,
         rows_per_micro_batch=micro_batch_size // num_replicas,
     )

@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from trainer.config.data import AugmentationConfig, DataConfig, FieldsConfig, MaskingConfig
 from trainer.config.model import ModelConfig
+from trainer.config.privacy import PrivacyConfig
 from trainer.config.run import (
     CheckpointConfig,
     DistributionConfig,
@@ -50,6 +51,7 @@ class Config(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
     logging: LoggingConfig = LoggingConfig()
     security: SecurityConfig = SecurityConfig()
+    privacy: PrivacyConfig | None = None
 
     @property
     def packing(self) -> Packing:
@@ -96,6 +98,8 @@ class Config(Section):
         yield from self._misfits_of_training()
         yield from self._misfits_of_data()
         yield from self._misfits_of_texts()
+        if self.privacy is not None:
+            yield from self._misfits_of_privacy()
 
     def _misfits_of_training(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
         optimizer, train = self.optimizer, self.train
@@ -131,6 +135,29 @@ class Config(Section):
             yield "checkpoint", "best_metric", repr(self.checkpoint.best_metric), expected, ()
         if self.evaluation.generate and self.task not in _TEXT_TO_TEXT:
             yield "evaluation", "generate", f"{self.evaluation.generate}", f"0: {self.task} has no metric of texts", ()
+
+    def _misfits_of_privacy(self) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
+        """What a bound for single samples would not hold with."""
+        if self.packing != "none":
+            pack = "nothing" if self.data.pack is None else f"{self.data.pack}".lower()
+            yield "data", "pack", pack, "false with privacy: a sample has a row of its own", ()
+        if any(source.weight is not None for source in self.data.train):
+            yield "data", "train", "weights", "none with privacy: each sample is as likely to be taken", ()
+        if self.data.augmentation.mixup:
+            expected = "0 with privacy: a sample's gradient would tell of another"
+            yield "data", "augmentation", f"mixup {self.data.augmentation.mixup}", expected, ("mixup",)
+        if self.optimizer.clip_norm is not None:
+            expected = "null with privacy: each sample's gradient is clipped, to privacy.clip_norm"
+            yield "optimizer", "clip_norm", f"{self.optimizer.clip_norm:g}", expected, ()
+        if self.train.precision == "float16":
+            yield "train", "precision", "float16", "bfloat16 or float32 with privacy", ()
+        if self.train.shard_optimizer:
+            yield "train", "shard_optimizer", "true", "false with privacy: noise is added to whole gradients", ()
+        if self.distribution.wire_precision != "float32":
+            yield "distribution", "wire_precision", self.distribution.wire_precision, "float32 with privacy", ()
+        if self.divergence.spike_deviations is not None:
+            expected = "null with privacy: no noise is added to what it judges by"
+            yield "divergence", "spike_deviations", f"{self.divergence.spike_deviations:g}", expected, ()
 
     def _misfits_of_personal_data(self, action: str) -> Iterator[tuple[str, str, str, str, tuple[str | int, ...]]]:
         if action == "drop" and self.data.format == "text":

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from trainer.data.windows import Int64Array
@@ -25,6 +26,8 @@ SMALLEST_LARGE_SIZE = 2**14
 
 # With weights every so many samples hold each data set exactly as often as its weight says, rounded to a whole number.
 MIXTURE_PERIOD = 1024
+
+PADDING_ID = -1  # of a row without a sample
 
 # The streams of random numbers: one that mixes data sets, and one for each data set's own order.
 MIXING_STREAM = 0
@@ -77,6 +80,10 @@ class SampleOrder:
             places = _shuffle(within, self.num_samples, self._seed, FIRST_DATASET_STREAM, epochs)
         else:
             places = self._mixed_places(positions, self._counts)
+        return self.ids_at(places)
+
+    def ids_at(self, places: Int64Array) -> Int64Array:
+        """The ids of the samples at these places among those that are meant."""
         return places if self._chosen_ids is None else self._chosen_ids[places]
 
     def _mixed_places(self, positions: Int64Array, counts: Int64Array) -> Int64Array:
@@ -149,10 +156,23 @@ def _shuffle(
 def _shuffle_large(indices: Int64Array, sizes: Int64Array, seed: int, streams: Int64Array, epochs: Int64Array) -> Int64Array:
     seeds = np.empty((len(indices), 3), np.uint32)
     seeds[:, 0], seeds[:, 1], seeds[:, 2] = seed, streams, epochs
+    return _shuffle_by(seeds, indices, sizes)
+
+
+def _shuffle_by(seeds: npt.NDArray[np.uint32], indices: Int64Array, sizes: Int64Array) -> Int64Array:
     with tf.device("CPU:0"):
         shuffled = tf.raw_ops.RandomIndexShuffle(index=indices, seed=seeds, max_index=sizes - 1, rounds=SHUFFLE_ROUNDS)
     ids: Int64Array = shuffled.numpy()
     return ids
+
+
+def first_of_permutation(size: int, count: int, key: bytes) -> Int64Array:
+    """Where the first `count` go in the permutation of `range(size)` that a key of 16 bytes chooses."""
+    if size < SMALLEST_LARGE_SIZE:
+        generator = np.random.Philox(key=int.from_bytes(key, "little"))
+        return np.argsort(generator.random_raw(size), kind="stable")[:count].astype(np.int64)
+    seeds = np.tile(np.frombuffer(key[:12], "<u4").astype(np.uint32), (count, 1))
+    return _shuffle_by(seeds, np.arange(count, dtype=np.int64), np.full(count, size, np.int64))
 
 
 @functools.lru_cache(maxsize=64)

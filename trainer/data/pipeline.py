@@ -1,8 +1,8 @@
 """The `tf.data` pipelines: batches of the order's samples, read by memory-map gathers; nothing in them holds state.
 
 A: micro-batches of an update, M: rows of a micro-batch. Every element is what one replica needs for one update: the task's
-features [A, M, ...], `sample_ids` int64 [A, M], and `first_row` int64 [A], the row of the global batch at which each
-micro-batch begins. Elements go by step and, within a step, by replica.
+features [A, M, ...], `sample_ids` int64 [A, M], `first_row` int64 [A], the row of the global batch at which each
+micro-batch begins, and `first_position` int64 [A], that of the order. Elements go by step and, within a step, by replica.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import BatchPlan
-from trainer.data.order import SampleOrder
+from trainer.data.order import PADDING_ID, SampleOrder
+from trainer.data.poisson_order import PoissonOrder
 from trainer.data.windows import Arrays, Features, Int64Array, Samples
 
 # A gather takes well under a millisecond and a step many: one thread reads while another waits for its turn. More of
@@ -21,11 +22,9 @@ from trainer.data.windows import Arrays, Features, Int64Array, Samples
 NUM_READERS = 2
 NUM_PREFETCHED = 8
 
-PADDING_ID = -1
-
 
 def training_batches(
-    samples: Sequence[Samples], order: SampleOrder, plan: BatchPlan, first_sample: int, replicas: range
+    samples: Sequence[Samples], order: SampleOrder | PoissonOrder, plan: BatchPlan, first_sample: int, replicas: range
 ) -> tf.data.Dataset:
     """The batches from the position `first_sample` of the order on, without end, for the replicas of this process."""
 
@@ -65,7 +64,7 @@ def evaluation_batches(
 
 def _batches(
     samples: Sequence[Samples],
-    order: SampleOrder,
+    order: SampleOrder | PoissonOrder,
     plan: BatchPlan,
     first_sample: int,
     replicas: range,
@@ -83,11 +82,12 @@ def _batches(
         drawn = np.concatenate([draws(part, first) for part, first in zip(parts, firsts, strict=True)])
         ids = np.concatenate(parts)
         arrays = _gather(samples, order, ids, drawn, features)
-        return ids, np.asarray(first_rows, np.int64), *(arrays[name] for name in features)
+        return ids, np.asarray(first_rows, np.int64), np.asarray(firsts, np.int64), *(arrays[name] for name in features)
 
     def element_of(number: tf.Tensor) -> dict[str, tf.Tensor]:
         dtypes = [tf.as_dtype(feature.dtype) for feature in features.values()]
-        ids, first_rows, *arrays = tf.numpy_function(read, [number], (tf.int64, tf.int64, *dtypes), stateful=False)
+        types = (tf.int64, tf.int64, tf.int64, *dtypes)
+        ids, first_rows, firsts, *arrays = tf.numpy_function(read, [number], types, stateful=False)
         shaped = {
             name: tf.reshape(array, (num_micro_batches, num_rows, *feature.shape))
             for (name, feature), array in zip(features.items(), arrays, strict=True)
@@ -95,6 +95,7 @@ def _batches(
         return shaped | {
             "sample_ids": tf.reshape(ids, (num_micro_batches, num_rows)),
             "first_row": tf.reshape(first_rows, (num_micro_batches,)),
+            "first_position": tf.reshape(firsts, (num_micro_batches,)),
         }
 
     dataset = tf.data.Dataset.counter(dtype=tf.int64)
@@ -102,7 +103,9 @@ def _batches(
     return dataset.prefetch(NUM_PREFETCHED).with_options(_options())
 
 
-def _gather(samples: Sequence[Samples], order: SampleOrder, ids: Int64Array, draws: Int64Array, features: Features) -> Arrays:
+def _gather(
+    samples: Sequence[Samples], order: SampleOrder | PoissonOrder, ids: Int64Array, draws: Int64Array, features: Features
+) -> Arrays:
     """Reads samples [B] of all data sets, with one call for each data set that has any."""
     if len(samples) == 1:
         return samples[0].gather(ids, draws)

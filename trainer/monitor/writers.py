@@ -103,7 +103,7 @@ class JsonLinesWriter:
         self._file.close()
 
 
-ALL_METRICS = {name for names in METRICS.values() for name in names}
+ALL_METRICS = {name for names in METRICS.values() for name in names} | {"epsilon"}
 
 
 class ConsoleWriter:
