@@ -4,6 +4,7 @@
 #   GPU=0 or GPU=1         whether to install TensorFlow with CUDA; by default where the machine has an NVIDIA GPU
 #   WORKERS=2              how many processes share the tests of `make test`
 #   ROUNDS=10              how often `make faults` injects each fault
+#   FUZZ_RUNS=20000        how many inputs of each kind atheris tries in `make fuzz`
 #   BENCH_OPTIONS=...    for `make bench`: what `benchmarks/run_all.py --help` lists
 #   ACCELERATOR=cpu, nccl  what Horovod is built for; by default install/build_horovod.py decides and says why
 
@@ -17,6 +18,7 @@ GPU ?= $(if $(wildcard /dev/nvidia0),1,0)
 ACCELERATOR ?= auto
 WORKERS ?= 2
 ROUNDS ?= 10
+FUZZ_RUNS ?= 20000
 BENCH_OPTIONS ?=
 LOCK := install/requirements$(if $(filter 1,$(GPU)),-gpu).lock
 
@@ -56,6 +58,9 @@ faults: $(HOROVOD) ## inject faults into real runs and print the figures; ROUNDS
 
 fuzz: $(SET_UP) ## change files at random, thousands of times each, and read them: nothing but complaints may come of it
 	$(BIN)/python -m pytest tests/unit/test_fuzzing.py --hypothesis-profile long --durations 0
+	@if $(BIN)/pip install --quiet --no-deps --requirement install/fuzz.lock; then \
+		$(BIN)/python -m pytest tests/unit/test_fuzzing.py --atheris-runs $(FUZZ_RUNS) --durations 0; \
+	else echo "atheris does not install here: what it would try is left out"; fi
 
 rehearse-kubernetes: $(HOROVOD) ## play a cluster on this machine, and train on it from the printed manifests; needs root
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/rehearsal -m rehearsal -rs

@@ -16,6 +16,19 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--atheris-runs", type=int, default=0, help="of test_fuzzing.py: so many inputs that atheris chooses")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Atheris is told which lines are reached by modules that are imported from here on."""
+    if config.getoption("--atheris-runs"):
+        import atheris
+
+        atheris.instrument_imports(include=["trainer"]).__enter__()
+
+
 SMALL_CONFIG = """\
 run: {name: small, directory: RUNS}
 data:

@@ -30,7 +30,10 @@ from trainer.checkpoint import (
 )
 from trainer.checkpoint_lock import DirectoryLock
 from trainer.config import CheckpointConfig
-from trainer.errors import CheckpointError
+from trainer.encryption.files import Encryption
+from trainer.encryption.folders import rotate
+from trainer.encryption.keys import MasterKey
+from trainer.errors import CheckpointError, SecurityError
 from trainer.location import listing, open_location
 from trainer.saver import CheckpointSaver
 
@@ -264,3 +267,21 @@ def test_the_second_run_is_refused_the_bucket(directory: Path, caplog: pytest.Lo
         with DirectoryLock(directory, "run second"):
             assert time.monotonic() - began < 10
     assert not (directory / "lock.json").exists()
+
+
+def test_encrypted_checkpoints_in_a_bucket_are_read_and_get_another_key(directory: Path) -> None:
+    old, new = (Encryption(MasterKey(bytes([number]) * 32), is_on=True) for number in (1, 2))
+    written = checkpoint(3, num_weights=400_000)
+    path = write_checkpoint(directory, written, {}, old)
+    assert verify_checkpoint(path) is None
+    with pytest.raises(SecurityError, match="is encrypted; give its key"):
+        read_checkpoint(path)
+    assert old.key and new.key
+    assert rotate(directory, old.key, new.key) == (3, 0)
+    assert verify_checkpoint(path) is None, "hashes are of what is encrypted, without the key"
+    read = read_checkpoint(path, new)
+    assert read.progress == written.progress
+    for name, weight in written.weights.items():
+        np.testing.assert_array_equal(read.weights[name], weight)
+    with pytest.raises(SecurityError, match="and the one that was given"):
+        read_checkpoint(path, old)

@@ -79,6 +79,7 @@ def test_shapes_are_static_and_there_is_no_end(samples: list[Samples]) -> None:
             "targets": ((2, 12, LENGTH), "int32"),
             "sample_ids": ((2, 12), "int64"),
             "first_row": ((2,), "int64"),
+            "first_position": ((2,), "int64"),
         }
         assert dataset.cardinality().numpy() == -1
 

@@ -1,15 +1,18 @@
 """Files of any content end in a complaint that names them, or are read: no other exception, no hang, no flood of memory.
 
 Each test changes a valid file at random, its bytes or its structure, and reads it as users' commands do. In the default suite
-some dozens of changes are tried, always the same; `make fuzz` tries thousands of new ones.
+some dozens of changes are tried, always the same; `make fuzz` tries thousands of new ones, and where atheris is installed
+thousands more, which it chooses by the lines of code that the ones before reached.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 import resource
 import shutil
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,18 +29,26 @@ from tests.checkpoint_examples import write
 from tests.training import ROOT
 from tests.unit.data_corpora import BPE, TEXT, WORDPIECE, data_config
 from trainer.checkpoint import list_checkpoints, read_checkpoint, verify_checkpoint
+from trainer.config import SecurityConfig
 from trainer.config_io import load_config, load_search
 from trainer.data.parts import check_part
 from trainer.data.prepare import prepare
 from trainer.data.store import TokenStore
 from trainer.data.store_plan import plan_store
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import UserError
+from trainer.encryption.encrypted_file import HEADER_BYTES, PLACE_BYTES
+from trainer.encryption.files import Encryption
+from trainer.encryption.keys import MasterKey, create_key, read_key
+from trainer.errors import SecurityError, UserError
 from trainer.pretrained.settings import read_settings
 from trainer.pretrained.tensor_files import TensorFiles
 from trainer.safetensors_file import write_tensors
 
+Explore = Callable[[Callable[[], None]], None]  # tries what a property says on many inputs
+
 MAX_GROWTH_BYTES = 512 * 2**20
+# Of atheris.
+SEED_BYTES, RSS_LIMIT_MB = 4096, 2048
 
 SCALARS = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12)),
@@ -61,6 +72,36 @@ def bounded_memory() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzzing")
+
+
+@pytest.fixture
+def explore(request: pytest.FixtureRequest, tmp_path: Path) -> Explore:
+    """Hypothesis alone; or with `--atheris-runs` atheris, in a process of its own, since it ends the one that it is in.
+
+    It begins with bytes at random, as many as Hypothesis makes an example of: from fewer nothing comes.
+    """
+    runs = request.config.getoption("--atheris-runs")
+
+    def guided(property: Any) -> None:
+        import atheris
+
+        for number in range(64):
+            (tmp_path / f"{number}").write_bytes(os.urandom(SEED_BYTES))
+        options = [f"-atheris_runs={runs}", f"-max_len={2 * SEED_BYTES}", "-len_control=0", f"-rss_limit_mb={RSS_LIMIT_MB}"]
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                atheris.Setup(["atheris", *options, str(tmp_path)], property.hypothesis.fuzz_one_input)
+                atheris.Fuzz()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+
+    return guided if runs else lambda property: property()
 
 
 def read_or_complain(read: Callable[[], object]) -> None:
@@ -124,26 +165,37 @@ def json_text(tree: Any) -> bytes:
 DEMO, SEARCH = (ROOT / "configs/demo.yaml").read_bytes(), (ROOT / "configs/search/demo.yaml").read_bytes()
 
 
-@example(content=b'{"optimizer": {"kind": []}, "model": {"family": []}}')  # were taken for keys of a dictionary
-@given(content=damaged(DEMO) | altered(yaml.safe_load(DEMO)).map(json_text) | st.binary(max_size=200))
-def test_a_configuration(folder: Path, content: bytes) -> None:
+def test_a_configuration(folder: Path, explore: Explore) -> None:
     path = folder / "config.yaml"
-    path.write_bytes(content)
-    read_or_complain(lambda: load_config(path))
+
+    @example(content=b'{"optimizer": {"kind": []}, "model": {"family": []}}')  # were taken for keys of a dictionary
+    @given(content=damaged(DEMO) | altered(yaml.safe_load(DEMO)).map(json_text) | st.binary(max_size=200))
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        read_or_complain(lambda: load_config(path))
+
+    explore(read)
 
 
-@given(
-    overrides=st.lists(st.text(max_size=30) | st.sampled_from(["model.width=[[", "a.b.c=1", "data.train.9.path=x"]), max_size=3)
-)
-def test_overrides(overrides: list[str]) -> None:
-    read_or_complain(lambda: load_config(ROOT / "configs/demo.yaml", overrides))
+def test_overrides(explore: Explore) -> None:
+    known = st.sampled_from(["model.width=[[", "a.b.c=1", "data.train.9.path=x"])
+
+    @given(overrides=st.lists(st.text(max_size=30) | known, max_size=3))
+    def read(overrides: list[str]) -> None:
+        read_or_complain(lambda: load_config(ROOT / "configs/demo.yaml", overrides))
+
+    explore(read)
 
 
-@given(content=damaged(SEARCH) | altered(yaml.safe_load(SEARCH)).map(json_text))
-def test_a_search(folder: Path, content: bytes) -> None:
+def test_a_search(folder: Path, explore: Explore) -> None:
     path = folder / "search.yaml"
-    path.write_bytes(content)
-    read_or_complain(lambda: load_search(path))
+
+    @given(content=damaged(SEARCH) | altered(yaml.safe_load(SEARCH)).map(json_text))
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        read_or_complain(lambda: load_search(path))
+
+    explore(read)
 
 
 # Inputs.
@@ -165,7 +217,7 @@ def write_inputs(path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["jsonl", "csv", "tsv", "parquet", "gz", "zst"])
-def test_an_input(folder: Path, name: str) -> None:
+def test_an_input(folder: Path, name: str, explore: Explore) -> None:
     original = write_inputs(folder)[name].read_bytes()
     path = folder / f"damaged.jsonl.{name}" if name in ("gz", "zst") else folder / f"damaged.{name}"
     file_format = "jsonl" if name in ("gz", "zst") else name
@@ -179,7 +231,7 @@ def test_an_input(folder: Path, name: str) -> None:
         )  # fmt: skip
         read_or_complain(lambda: [check_part(part) for part in plan_store(config).parts])
 
-    read()
+    explore(read)
 
 
 # Stores.
@@ -198,7 +250,7 @@ def read_all(store: Path) -> None:
         stream.read_into(tokens, 0)
 
 
-def test_the_manifest_of_a_store(store: Path, folder: Path) -> None:
+def test_the_manifest_of_a_store(store: Path, folder: Path, explore: Explore) -> None:
     original = (store / "manifest.json").read_bytes()
     copied = shutil.copytree(store, folder / "store-of-manifest")
 
@@ -207,10 +259,10 @@ def test_the_manifest_of_a_store(store: Path, folder: Path) -> None:
         (copied / "manifest.json").write_bytes(content)
         read_or_complain(lambda: read_all(copied))
 
-    read()
+    explore(read)
 
 
-def test_a_part_of_a_store(store: Path, folder: Path) -> None:
+def test_a_part_of_a_store(store: Path, folder: Path, explore: Explore) -> None:
     copied = shutil.copytree(store, folder / "store-of-part")
     (part,) = copied.glob("train/0/*.arrow")
     original = part.read_bytes()
@@ -222,15 +274,69 @@ def test_a_part_of_a_store(store: Path, folder: Path) -> None:
         read_or_complain(lambda: TokenStore(copied, "train", verify=True))
         read_or_complain(lambda: read_all(copied))
 
-    read()
+    explore(read)
 
 
-@given(data=st.data())
-def test_a_tokenizer(store: Path, folder: Path, data: st.DataObject) -> None:
+def test_a_tokenizer(store: Path, folder: Path, explore: Explore) -> None:
     original = (store / "tokenizer.json").read_bytes()
     path = folder / "tokenizer.json"
-    path.write_bytes(data.draw(damaged(original) | altered(json.loads(original)).map(json_text)))
-    read_or_complain(lambda: Tokenizer.load(path).encode("some text, and more of it\n"))
+
+    @given(content=damaged(original) | altered(json.loads(original)).map(json_text))
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        read_or_complain(lambda: Tokenizer.load(path).encode("some text, and more of it\n"))
+
+    explore(read)
+
+
+# Encrypted files.
+
+
+def test_an_encrypted_file(folder: Path, explore: Explore) -> None:
+    """None but the one that was written is read."""
+    path, encryption = folder / "encrypted", Encryption(MasterKey(bytes(range(32))), is_on=True)
+    encryption.write_file(path, TEXT[:1000].encode(), "file")
+    original = path.read_bytes()
+    free = slice(PLACE_BYTES, HEADER_BYTES)  # the second place for a key, which is used when the first one is wrapped anew
+
+    @given(content=damaged(original) | st.binary(max_size=400))
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        is_same = content[: free.start] + content[free.stop :] == original[: free.start] + original[free.stop :]
+        try:
+            assert encryption.read_bytes(path, "file") == TEXT[:1000].encode()
+            assert is_same and len(content) == len(original)
+        except SecurityError as error:
+            assert str(path) in str(error)
+            assert content != original
+
+    explore(read)
+
+
+def test_a_part_of_an_encrypted_store(folder: Path, explore: Explore) -> None:
+    create_key(folder / "key")
+    security = SecurityConfig(encrypt=True, key_file=str(folder / "key"))
+    (folder / "sealed.txt").write_text(TEXT[:20_000])
+    config = data_config(folder / "sealed", [{"path": str(folder / "sealed.txt")}], tokenizer=BPE)
+    prepare(config.model_copy(update={"security": security}))
+    (part,) = (folder / "sealed").glob("train/0/*.arrow")
+    original, encryption = part.read_bytes(), Encryption.of(security)
+
+    @given(content=damaged(original))
+    def read(content: bytes) -> None:
+        part.write_bytes((content + original[len(content) :])[: len(original)])
+        read_or_complain(lambda: TokenStore(folder / "sealed", "train", encryption, verify=True))
+
+    explore(read)
+
+
+def test_a_key(folder: Path, explore: Explore) -> None:
+    @given(content=st.binary(max_size=60) | damaged(b64encode(bytes(range(32)))))
+    def read(content: bytes) -> None:
+        (folder / "some-key").write_bytes(content)
+        read_or_complain(lambda: read_key(SecurityConfig(key_file=str(folder / "some-key"))))
+
+    explore(read)
 
 
 # Weights.
@@ -247,8 +353,7 @@ def weights(folder: Path) -> Path:
     return path
 
 
-@given(data=st.data())
-def test_safetensors(weights: Path, folder: Path, data: st.DataObject) -> None:
+def test_safetensors(weights: Path, folder: Path, explore: Explore) -> None:
     original = (weights / "model.safetensors").read_bytes()
     size = int.from_bytes(original[:8], "little")
     header = altered(json.loads(original[8 : 8 + size])).map(
@@ -256,16 +361,20 @@ def test_safetensors(weights: Path, folder: Path, data: st.DataObject) -> None:
     )
     target = folder / "other-weights"
     target.mkdir(exist_ok=True)
-    (target / "model.safetensors").write_bytes(data.draw(damaged(original) | header))
 
-    def read() -> None:
+    def read_floats() -> None:
         files = TensorFiles(target)
         for name in files.names:
             if files.has_floats(name):
                 files.floats(name).sum()
 
-    with np.errstate(all="ignore"):
-        read_or_complain(read)
+    @given(content=damaged(original) | header)
+    def read(content: bytes) -> None:
+        (target / "model.safetensors").write_bytes(content)
+        with np.errstate(all="ignore"):
+            read_or_complain(read_floats)
+
+    explore(read)
 
 
 BERT = {
@@ -274,18 +383,22 @@ BERT = {
 }  # fmt: skip
 
 
-@given(content=altered(BERT).map(json_text) | damaged(json_text(BERT)))
-def test_the_configuration_of_pretrained_weights(folder: Path, content: bytes) -> None:
+def test_the_configuration_of_pretrained_weights(folder: Path, explore: Explore) -> None:
     path = folder / "pretrained"
     path.mkdir(exist_ok=True)
-    (path / "config.json").write_bytes(content)
-    read_or_complain(lambda: read_settings(path))
+
+    @given(content=altered(BERT).map(json_text) | damaged(json_text(BERT)))
+    def read(content: bytes) -> None:
+        (path / "config.json").write_bytes(content)
+        read_or_complain(lambda: read_settings(path))
+
+    explore(read)
 
 
 # Checkpoints.
 
 
-def test_a_checkpoint(folder: Path) -> None:
+def test_a_checkpoint(folder: Path, explore: Explore) -> None:
     (checkpoint,) = write(folder / "checkpoints", 3)
     files = sorted(path for path in checkpoint.iterdir() if path.is_file())
     originals = {path: path.read_bytes() for path in files}
@@ -304,4 +417,4 @@ def test_a_checkpoint(folder: Path) -> None:
         finally:
             path.write_bytes(originals[path])
 
-    read()
+    explore(read)

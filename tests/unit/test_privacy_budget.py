@@ -77,7 +77,8 @@ def test_training_ends_at_the_last_update_that_the_budget_has_room_for(accountan
 
 
 def private(steps: int = 500, batch: int = 64, **privacy: Any) -> Config:
-    values = example_config("classification", "bag_of_embeddings", train={"steps": steps, "global_batch_size": batch})
+    train = {"steps": steps, "global_batch_size": batch, "micro_batch_size": 8}
+    values = example_config("classification", "bag_of_embeddings", train=train)
     content = values.model_dump()
     content["optimizer"]["clip_norm"] = None
     return Config.model_validate({**content, "privacy": {"delta": 1e-5, **privacy}})
@@ -126,6 +127,7 @@ def test_rows_hold_an_updates_sample_but_for_a_chance_that_counts_for_nothing() 
         ({"data": {"pack": True}}, "data.pack: got true, expected false with privacy"),
         ({"data": {"train": [{"path": "x", "weight": 1.0}]}}, "data.train: got weights, expected none with privacy"),
         ({"data": {"augmentation": {"mixup": 0.5}}}, "data.augmentation.mixup: got mixup 0.5, expected 0 with privacy"),
+        ({"train": {"micro_batch_size": None}}, "train.micro_batch_size: got null, expected a number with privacy"),
         ({"train": {"precision": "float16"}}, "train.precision: got float16, expected bfloat16 or float32 with privacy"),
         ({"distribution": {"wire_precision": "float16"}}, "distribution.wire_precision: got float16, expected float32 with"),
         ({"divergence": {"spike_deviations": 5.0}}, "divergence.spike_deviations: got 5, expected null with privacy"),

@@ -20,7 +20,8 @@ CLIP = 0.05
 
 
 def bag_config(**changes: Any) -> Config:
-    content = example_config("classification", "bag_of_embeddings", length=6, train={"global_batch_size": 8}).model_dump()
+    train = {"global_batch_size": 8, "micro_batch_size": 4}
+    content = example_config("classification", "bag_of_embeddings", length=6, train=train).model_dump()
     content["optimizer"] |= {"clip_norm": None, "kind": "adam", "weight_decay": 0.0}
     content["model"]["dropout"] = 0.0
     for section, values in changes.items():

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from trainer.config.section import Count, Section, Share, complaint
 
 PersonalDataKind = Literal["email", "iban", "card", "national_id", "ip", "phone"]
+NamedKind = Literal["name", "place"]
 Column = str | Annotated[int, Field(ge=0)]
 
 
@@ -146,10 +147,21 @@ class FoldsConfig(Section):
 
 class PersonalDataConfig(Section):
     """What `prepare` does with personal data that it finds in texts (`trainer.data.personal_data`): `mask` writes its kind in
-    its place, `drop` leaves out the text that has it."""
+    its place, `drop` leaves out the text that has it. `name` and `place` have no form of their own: Presidio finds them by a
+    spaCy model, `language_model`, the name of an installed one or a folder."""
 
     action: Literal["mask", "drop"]
-    kinds: Annotated[tuple[PersonalDataKind, ...], Field(min_length=1, strict=False)] = get_args(PersonalDataKind)
+    kinds: Annotated[tuple[PersonalDataKind | NamedKind, ...], Field(min_length=1, strict=False)] = get_args(PersonalDataKind)
+    language_model: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _names_need_a_model(self) -> PersonalDataConfig:
+        named = [kind for kind in self.kinds if kind in get_args(NamedKind)]
+        if named and self.language_model is None:
+            raise complaint("language_model", "null", f"a spaCy model, such as en_core_web_lg, to find each {named[0]}")
+        if not named and self.language_model is not None:
+            raise complaint("language_model", self.language_model, "nothing without the kinds name or place")
+        return self
 
 
 class DecontaminationConfig(Section):

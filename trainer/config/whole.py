@@ -151,6 +151,9 @@ class Config(Section):
             yield "optimizer", "clip_norm", f"{self.optimizer.clip_norm:g}", expected, ()
         if self.train.precision == "float16":
             yield "train", "precision", "float16", "bfloat16 or float32 with privacy", ()
+        if self.train.micro_batch_size is None:
+            expected = "a number with privacy: the gradients of so many samples are held at once"
+            yield "train", "micro_batch_size", "null", expected, ()
         if self.train.shard_optimizer:
             yield "train", "shard_optimizer", "true", "false with privacy: noise is added to whole gradients", ()
         if self.distribution.wire_precision != "float32":

@@ -135,7 +135,7 @@ def store_settings(config: Config) -> dict[str, Any]:
     if data.augmentation.back_translations is not None:
         settings["augmentation.back_translations"] = data.augmentation.back_translations
     if data.personal_data is not None:
-        settings["personal_data"] = data.personal_data.model_dump(mode="json")
+        settings["personal_data"] = data.personal_data.model_dump(mode="json", exclude_none=True)
     if data.decontamination is not None:
         settings["decontamination"] = data.decontamination.model_dump(mode="json")
     if data.duplicates is not None:

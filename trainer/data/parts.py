@@ -312,7 +312,7 @@ def _record_of(content: dict[str, Any]) -> PartRecord:
     else:
         columns = tuple(FieldColumn(*column) for column in plan["reading"]["columns"])
         rule = plan["reading"].get("personal_data")
-        rule = rule and PersonalDataRule(rule["action"], tuple(rule["kinds"]))
+        rule = rule and PersonalDataRule(rule["action"], tuple(rule["kinds"]), rule.get("language_model"))
         overlap = plan["reading"].get("overlap")
         overlap = overlap and rule_of(overlap, [span_of(span) for span in overlap["evaluated"]])
         duplicates = tuple((path, begin, tuple(numbers)) for path, begin, numbers in plan["reading"].get("duplicates", ()))

@@ -1,6 +1,6 @@
 """Finds personal data in text, by patterns and, where a kind has one, its check digit: to be masked, or their text dropped.
 
-What has no form of its own (names, addresses) is not found.
+What has no form of its own is not found, but for names and places, where `trainer.data.named_entities` can be asked.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from trainer.data.named_entities import find_named
 
 EXAMPLES_OF_A_KIND = 3
 _CONTEXT_CHARACTERS = 30
@@ -21,6 +23,7 @@ class PersonalDataRule:
 
     action: str
     kinds: tuple[str, ...]
+    language_model: str | None = None
 
 
 class Finding(NamedTuple):
@@ -58,23 +61,29 @@ class PersonalDataReport:
             self.examples[kind] = examples[:EXAMPLES_OF_A_KIND]
 
 
-def find_personal_data(text: str, kinds: Sequence[str]) -> list[Finding]:
-    """All that is found, in order; of two that overlap the one whose kind comes first in `PATTERNS`."""
+def find_personal_data(text: str, kinds: Sequence[str], language_model: str | None = None) -> list[Finding]:
+    """All that is found, in order; of two that overlap the one whose kind comes first in `PATTERNS`, names and places last."""
     found: list[Finding] = []
     taken = bytearray(len(text))
+    for candidate in _candidates(text, kinds, language_model):
+        begin, end, _ = candidate
+        if not any(taken[begin:end]):
+            taken[begin:end] = b"\1" * (end - begin)
+            found.append(candidate)
+    return sorted(found)
+
+
+def _candidates(text: str, kinds: Sequence[str], language_model: str | None) -> Iterator[Finding]:
     for kind, patterns in PATTERNS.items():
         if kind in kinds:
-            for candidate in (each for pattern in patterns for each in pattern.find(text, kind)):
-                begin, end, _ = candidate
-                if not any(taken[begin:end]):
-                    taken[begin:end] = b"\1" * (end - begin)
-                    found.append(candidate)
-    return sorted(found)
+            yield from (each for pattern in patterns for each in pattern.find(text, kind))
+    if language_model is not None:
+        yield from (Finding(*each) for each in find_named(text, kinds, language_model))
 
 
 def clean(texts: Sequence[str], rule: PersonalDataRule, report: PersonalDataReport | None) -> tuple[str, ...] | None:
     """The texts of one record with what was found masked; None where the record is to be dropped."""
-    found = [find_personal_data(text, rule.kinds) for text in texts]
+    found = [find_personal_data(text, rule.kinds, rule.language_model) for text in texts]
     if report is not None:
         for text, findings in zip(texts, found, strict=True):
             report.add(text, findings)

@@ -128,7 +128,9 @@ def _reading(config: Config) -> Reading:
     )
     task = "language_modeling" if config.task == "masked_language_modeling" else config.task
     personal_data = config.data.personal_data
-    rule = None if personal_data is None else PersonalDataRule(personal_data.action, personal_data.kinds)
+    rule = None
+    if personal_data is not None:
+        rule = PersonalDataRule(personal_data.action, personal_data.kinds, personal_data.language_model)
     return Reading(task, config.data.format, columns, config.data.multi_label, rule)
 
 
@@ -139,7 +141,7 @@ def tokenizer_source(config: Config, plan: StorePlan, num_characters: int) -> st
     reading = plan.reading
     fields: Any = reading.columns[0].column if reading.is_of_documents else [reading.task, reading.columns]
     content = [settings, reading.format, fields, _spans(plan), num_characters]
-    rules: list[Any] = [asdict(rule) for rule in (reading.personal_data, reading.overlap) if rule is not None]
+    rules: list[Any] = [_set_keys(asdict(rule)) for rule in (reading.personal_data, reading.overlap) if rule is not None]
     return _hash([*content, *rules, *_all_duplicates(plan)])
 
 
@@ -163,6 +165,8 @@ def write_labels(store: Path, plan: StorePlan, labels: Sequence[str]) -> None:
 
 def _labels_source(plan: StorePlan) -> str:
     reading = _set_keys(asdict(replace(plan.reading, duplicates=())))
+    if plan.reading.personal_data is not None:
+        reading["personal_data"] = _set_keys(reading["personal_data"])
     return _hash([reading, _spans(plan), *_all_duplicates(plan)])
 
 
