@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from trainer.config import ENCODER_DECODERS, FIELDS, Config, DataConfig
 from trainer.errors import DataError
 from trainer.files import is_inside, json_bytes, write_atomically
@@ -177,7 +179,8 @@ def read_manifest(store: Path) -> StoreManifest:
     """Reads `manifest.json`; raises DataError where it is missing, damaged, or of another version."""
     path = store / MANIFEST_NAME
     try:
-        content = json.loads(path.read_bytes())
+        written = path.read_bytes()
+        content = json.loads(written)
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; the token store is not there or not whole: run: drumline prepare CONFIG"
@@ -191,16 +194,11 @@ def read_manifest(store: Path) -> StoreManifest:
             "delete the store and run: drumline prepare CONFIG"
         )
     try:
-        manifest = StoreManifest(
-            **{
-                **content,
-                "train": tuple(_dataset(entry) for entry in content["train"]),
-                "validation": tuple(_dataset(entry) for entry in content["validation"]),
-                "labels": tuple(content.get("labels", ())),
-            }
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error}); delete it and run: drumline prepare CONFIG") from None
+        manifest = TypeAdapter(StoreManifest).validate_json(written, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise DataError(f"{path}: is damaged ({what}); delete it and run: drumline prepare CONFIG") from None
     for file in _files(manifest):
         if not is_inside(file):
             raise DataError(f"{path}: names the file {file!r}, which is not in the store; do not use this store")
@@ -235,17 +233,3 @@ def _compare(store: str, before: dict[str, Any], now: dict[str, Any]) -> None:
 def write_manifest(manifest: StoreManifest, store: Path) -> None:
     """Writes `manifest.json`, which makes the store whole."""
     write_atomically(store / MANIFEST_NAME, json_bytes(asdict(manifest)))
-
-
-def _dataset(entry: dict[str, Any]) -> Dataset:
-    return Dataset(
-        path=entry["path"],
-        weight=entry["weight"],
-        parts=_records(Part, entry["parts"]),
-        inputs=_records(InputRange, entry["inputs"]),
-        rows=RowsFile(**entry["rows"]) if entry.get("rows") else None,
-    )
-
-
-def _records(kind: type[Any], entries: Iterable[dict[str, Any]]) -> tuple[Any, ...]:
-    return tuple(kind(**entry) for entry in entries)
