@@ -120,6 +120,7 @@ def test_a_store_that_is_not_encrypted_is_refused_and_made_again(sealed: Any, tm
         open_corpus(again)
 
 
+@pytest.mark.processes
 def test_exports_are_encrypted_and_decrypted_by_the_verb(sealed: Any, tmp_path: Path) -> None:
     for kind in ("huggingface", "savedmodel"):
         drumline("export", str(run_path(sealed)), "--format", kind, "--output", str(tmp_path / kind))
@@ -170,6 +171,7 @@ def test_a_damaged_header_of_a_key_makes_the_checkpoint_before_it_the_newest(sea
     assert found.name == "step-00000010"
 
 
+@pytest.mark.processes
 def test_the_key_is_nowhere(tmp_path: Path) -> None:
     """In nothing that is written, told, or seen by other users: not by commands that work, that are refused, or that crash."""
     (tmp_path / "data").mkdir()

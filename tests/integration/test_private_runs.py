@@ -35,6 +35,8 @@ def private_config(directory: Path, name: str, *, steps: int = 20, backend: str 
     """Documents of a line each, one a row; of their windows an update has 8 on average."""
     sections: dict[str, Any] = {
         "data": {"pack": False},
+        # The keys' biases have no gradient but rounding, of which Adam makes steps of full size.
+        "model": {"biases": False},
         "optimizer": {"clip_norm": None, "schedule": "constant", "minimum_learning_rate": 0.0},
         "train": {"steps": steps, "micro_batch_size": 4},
         "distribution": {"backend": backend},
@@ -199,4 +201,4 @@ def test_two_horovod_ranks_are_as_one(folder: Path, tmp_path: Path) -> None:
         found, expected = checkpoint(two), checkpoint(one)
         assert found.progress.ledger_hash == expected.progress.ledger_hash
         for name, weight in expected.weights.items():
-            np.testing.assert_allclose(found.weights[name], weight, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(found.weights[name], weight, atol=1e-6, err_msg=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.rehearsal.pods import Pod
 from tests.rehearsal.run import NAME, RESOURCES, STEPS, Workshop, compare, make_workshop
 from tests.rehearsal.test_cluster import plain_pod
 from tests.rehearsal.traffic import selects
+from trainer.encryption.files import is_encrypted_file
 
 pytestmark = pytest.mark.rehearsal
 
@@ -149,6 +151,32 @@ def test_prepare_in_2_shards_and_the_merge(cluster: Cluster, reference: Workshop
     assert cluster.wait_for_outcome(f"{NAME}-prepare", 60) == "Complete"
     made, expected = (each.directory / "data" / "store" for each in (fresh, reference))
     assert contents(made) == contents(expected)
+
+
+def test_an_encrypted_store_and_run_with_a_key_from_a_secret(
+    cluster: Cluster, reference: Workshop, rehearsed: Rehearsed, tmp_path: Path
+) -> None:
+    rehearsed.what = "Job, 2 pods x 1, encrypted, prepared in 2 shards"
+    fresh = make_workshop(tmp_path / "fresh")
+    (fresh.directory / "keys").mkdir()
+    fresh.drumline("keys", "create", "keys/drumline.key")
+    key = (fresh.directory / "keys/drumline.key").read_text()
+    data = {"drumline.key": base64.b64encode(key.encode()).decode()}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "run-key"}, "data": data}
+    options = ("--key-secret", "run-key", "security.encrypt=true", "security.key_file=keys/drumline.key")
+    cluster.claims |= {"data": fresh.directory / "data", "runs": fresh.directory / "runs"}
+    preparation = fresh.render("prepare", "config.yaml", "--shards", "2", "--data-claim", "data", "--cpus", "1", *options)
+    training = fresh.render_training(2, 1, "--no-tensorboard", *options)
+    assert key.strip() not in json.dumps([preparation, training])
+    cluster.apply([secret, *preparation])
+    assert cluster.wait_for_outcome(f"{NAME}-prepare", 60) == "Complete"
+    cluster.apply(training)
+    assert cluster.wait_for_outcome(NAME, _LIMIT_SECONDS) == "Complete"
+    settle(rehearsed, fresh, reference)
+    written = [*(fresh.directory / "data/store").rglob("*.arrow"), *fresh.run.rglob("*.safetensors")]
+    assert len(written) > 4
+    assert all(is_encrypted_file(path) for path in written)
+    assert not any(key.strip() in pod.output for pod in cluster.pods)
 
 
 @pytest.mark.usefixtures("rehearsed")

@@ -189,15 +189,17 @@ TASKS = [
     ("language_modeling", "gpt"),
     ("masked_language_modeling", "bert"),
     ("question_answering", "bert"),
-    ("translation", "encoder_decoder"),
-    ("summarization", "t5"),
-    ("translation", "gpt"),
 ]
+SLOW_TASKS = [("translation", "encoder_decoder"), ("summarization", "t5"), ("translation", "gpt")]
 
 
 @pytest.mark.parametrize(
     ("task", "family", "recompute", "apart"),
-    [*((task, family, "none", False) for task, family in TASKS), ("language_modeling", "gpt", "blocks", True)],
+    [
+        *((task, family, "none", False) for task, family in TASKS),
+        *(pytest.param(task, family, "none", False, marks=pytest.mark.slow) for task, family in SLOW_TASKS),
+        ("language_modeling", "gpt", "blocks", True),
+    ],
 )
 def test_gradients_of_all_samples_at_once_are_those_of_each_by_itself(
     task: str, family: str, recompute: str, apart: bool
