@@ -72,8 +72,8 @@ def train(
         watchdog.position = position.read
         noise = None if private is None else private.noise
         train_steps = compiled_by_first_call(compile_training(config, state, distribution, plan, compiler, position, noise))
-        evaluated = plan_batches(config.train, distribution.num_replicas)
-        evaluation = Evaluation(config, state.evaluated, distribution, evaluated, corpus.validation, compiler)
+        evaluation_plan = plan_batches(config.train, distribution.num_replicas)
+        evaluation = Evaluation(config, state.evaluated, distribution, evaluation_plan, corpus.validation, compiler)
         owes_evaluation = evaluation.is_due(progress.step) and _lacks_validation(run, distribution, progress.step)
         step, num_steps = progress.step, _last_step(config, private, progress)
         if step >= num_steps and not owes_evaluation:

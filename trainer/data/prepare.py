@@ -8,12 +8,11 @@ minutes, and leaves no trace. The manifest comes last and makes the store whole.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.config import Config, SecurityConfig
@@ -23,7 +22,6 @@ from trainer.data.duplicates import Duplicates, find_equal, find_similar, list_d
 from trainer.data.manifest import (
     MANIFEST_NAME,
     STORE_VERSION,
-    TOKENIZER_NAME,
     Dataset,
     RowsFile,
     StoreManifest,
@@ -31,7 +29,8 @@ from trainer.data.manifest import (
     store_settings,
     write_manifest,
 )
-from trainer.data.parts import PartPlan, PartRecord, record_path, signatures_of_part, texts_of, whole_part, write_part
+from trainer.data.parts import PartPlan, PartRecord, record_path, signatures_of_part, whole_part, write_part
+from trainer.data.prepared_tokenizer import current_tokenizer, new_tokenizer
 from trainer.data.records import RecordTable
 from trainer.data.reports import OVERLAP_NAME, PERSONAL_DATA_NAME, report_overlap, report_personal_data
 from trainer.data.rows import rows_origin, write_rows
@@ -41,24 +40,16 @@ from trainer.data.store_plan import (
     duplicates_source,
     known_labels,
     plan_store,
-    tokenizer_source,
     without_duplicates,
     write_labels,
 )
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.workers import num_cores, run_all, worker_pool
-from trainer.encryption.files import Encryption, is_encrypted_file
-from trainer.errors import DataError, UserError
+from trainer.encryption.files import Encryption
+from trainer.errors import DataError
 from trainer.files import json_bytes, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
-
-# BPE and WordPiece learn from at most so many characters, taken from the beginnings of all units alike: more text
-# hardly changes which words are frequent. A character tokenizer sees all of the text.
-TRAINING_CHARACTERS = 256 * 2**20
-
-# Says what the tokenizer in the store was trained on.
-TOKENIZER_SOURCE_NAME = "tokenizer-source.json"
 
 # Which training texts are left out, since they are there before already.
 DUPLICATES_NAME = "duplicates.json"
@@ -92,7 +83,7 @@ def prepare(
         _merge(store, config, plan)
         return
     what = f"{store}" if shard is None else f"{store}: shard {shard[0]}/{shard[1]}"
-    tokenizer = _current_tokenizer(store, config, plan)
+    tokenizer = current_tokenizer(store, config, plan)
     chosen = plan.chosen(shard)
     records = _whole_parts(store, chosen, tokenizer) if labels is not None else {}
     if tokenizer and len(records) == len(chosen) and (shard or _is_finished(store, config, plan, records, tokenizer)):
@@ -152,77 +143,6 @@ def _whole_parts(store: Path, parts: Sequence[PartPlan], tokenizer: Tokenizer | 
     return {file: record for file, record in found if record is not None}
 
 
-@dataclass(frozen=True)
-class TrainingTexts:
-    """The texts a tokenizer learns from; can be gone through again."""
-
-    parts: Sequence[PartPlan]
-    characters_per_part: int | None
-
-    def __iter__(self) -> Iterator[str]:
-        for part in self.parts:
-            num_left = self.characters_per_part
-            for text in texts_of(part):
-                yield text if num_left is None else text[:num_left]
-                if num_left is not None and (num_left := num_left - len(text)) <= 0:
-                    break
-
-
-def _current_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer | None:
-    """The store's tokenizer if it is the one that the configuration asks for, or would train from the inputs now."""
-    wanted = None if config.data.tokenizer.path is None else Tokenizer.load(Path(config.data.tokenizer.path))
-    path = store / TOKENIZER_NAME
-    if not path.exists() or is_encrypted_file(path) != config.security.encrypt:
-        return None
-    if wanted is not None:
-        return wanted if store_tokenizer(config).fingerprint == wanted.fingerprint else None
-    try:
-        source = json.loads((store / TOKENIZER_SOURCE_NAME).read_bytes())
-        return store_tokenizer(config) if source == {"sha256": tokenizer_source(config, plan, TRAINING_CHARACTERS)} else None
-    except (OSError, ValueError, DataError):
-        return None
-
-
-def _new_tokenizer(store: Path, config: Config, plan: StorePlan) -> Tokenizer:
-    """Trains the tokenizer, or takes the one the configuration names, and puts it into the store."""
-    before = _fingerprint_before(config)
-    started = time.monotonic()
-    if config.data.tokenizer.path is not None:
-        tokenizer = Tokenizer.load(Path(config.data.tokenizer.path))
-    else:
-        parts = plan.train_parts
-        limit = None if config.data.tokenizer.kind == "character" else max(1, TRAINING_CHARACTERS // len(parts))
-        logger.info("training a %s tokenizer on %s", config.data.tokenizer.kind, _training_extent(limit, len(parts)))
-        tokenizer = Tokenizer.train(config.data.tokenizer, TrainingTexts(parts, limit))
-    # The tokenizer first: were it interrupted in between, the next run would train it again.
-    tokenizer.save(store / TOKENIZER_NAME, Encryption.of(config.security))
-    write_atomically(store / TOKENIZER_SOURCE_NAME, json_bytes({"sha256": tokenizer_source(config, plan, TRAINING_CHARACTERS)}))
-    seconds = time.monotonic() - started
-    logger.info(
-        "tokenizer of %d tokens, fingerprint %s, in %.1f s",
-        tokenizer.vocabulary_size,
-        tokenizer.fingerprint[:12],
-        seconds,
-    )
-    if before not in (None, tokenizer.fingerprint):
-        logger.info("%s: the tokenizer is another one than before, so all parts are made again", store)
-    return tokenizer
-
-
-def _fingerprint_before(config: Config) -> str | None:
-    """Of the tokenizer that is in the store already, whole and to be opened."""
-    try:
-        return store_tokenizer(config).fingerprint
-    except UserError:
-        return None
-
-
-def _training_extent(limit: int | None, num_parts: int) -> str:
-    return (
-        "all training text" if limit is None else f"up to {limit:,} characters from each of {num_parts} units of training text"
-    )
-
-
 def _make_parts(
     store: Path,
     config: Config,
@@ -237,7 +157,7 @@ def _make_parts(
     (store / MANIFEST_NAME).unlink(missing_ok=True)
     if config.task == "classification":
         write_labels(store, plan, plan.train_parts[0].labels)
-    tokenizer = tokenizer or _new_tokenizer(store, config, plan)
+    tokenizer = tokenizer or new_tokenizer(store, config, plan)
     records = _whole_parts(store, chosen, tokenizer)
     missing = [part for part in chosen if part.file not in records]
     if records and missing:
