@@ -172,7 +172,7 @@ def _row_bounds(path: str, source: SourceConfig, key: str) -> list[int]:
     """Rows about a unit apart, each the first of a row group, between the shares that are asked for."""
     try:
         metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{key}.path: {path} is not a Parquet file ({one_line(error)}); check data.format") from None
     first, last = (share_of(metadata.num_rows, share) for share in (source.begin, source.end))
     bounds, row, num_bytes = [first], 0, 0

@@ -192,5 +192,5 @@ def _open_arrow(store: Path, expected: Part | RowsFile, encryption: Encryption, 
         raise DataError(f"{path}: its contents have changed since it was written; {AGAIN}")
     try:
         return read_batches(path, expected.file, encryption)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: names that are no text, buffers of odd sizes
         raise DataError(f"{path}: is not a whole Arrow file ({error}); {AGAIN}") from None

@@ -155,7 +155,7 @@ def _too_short(row: list[str], numbers: list[int], columns: Sequence[FieldColumn
 def _open_parquet(path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise unreadable(path, error) from None
 
 
