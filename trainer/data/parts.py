@@ -160,7 +160,13 @@ def write_part(store: Path, plan: PartPlan, tokenizer_fingerprint: str, security
         sha256s = tuple(digest(file, plan.reading) for file in plan.unit.files)
         for file in plan.unit.files:
             _check_unchanged(file)
-        part = Part(plan.file, num_documents, num_tokens, temporary.stat().st_size, encryption.sha256(temporary, plan.file))
+        part = Part(
+            plan.file,
+            num_documents,
+            num_tokens,
+            temporary.stat().st_size,
+            encryption.sha256_of_new(output, temporary, plan.file),
+        )
         # Were it interrupted between the two, an earlier record would vouch for a file that it does not know.
         record_path(store, plan).unlink(missing_ok=True)
         put_in_place(temporary, path)

@@ -57,7 +57,7 @@ def write_rows(
         encryption = Encryption.of(config.security)
         with encryption.new_file(temporary, file) as output, pa.ipc.new_file(output, schema) as writer:
             writer.write_batch(pa.record_batch([pieces], schema=schema))
-        num_bytes, sha256 = temporary.stat().st_size, encryption.sha256(temporary, file)
+        num_bytes, sha256 = temporary.stat().st_size, encryption.sha256_of_new(output, temporary, file)
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

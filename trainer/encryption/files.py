@@ -101,6 +101,10 @@ class Encryption:
         with self.opened(path, name) as file:
             return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
+    def sha256_of_new(self, output: EncryptingFile | HashingFile, path: Path, name: str) -> str:
+        """`sha256` of what was written to `path` by `output`; one that is encrypted is read for it."""
+        return output.sha256 if isinstance(output, HashingFile) else self.sha256(path, name)
+
 
 PLAIN = Encryption()
 
