@@ -9,12 +9,10 @@ from launch.kubernetes.objects import CONFIG_KEY, Manifest, labels_of, selector_
 from launch.kubernetes.options import Options, Placement, Resources, Toleration, Training
 from launch.kubernetes.secrets import READABLE_BY_GROUP, key_mounts, key_volumes, variables
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
-from launch.kubernetes.volumes import WORKING_DIRECTORY, Folders, claim_volumes
+from launch.kubernetes.volumes import CONFIG_FOLDER, SECRET_FOLDER, WORKING_DIRECTORY, Folders, claim_volumes
 
-CONFIG_FOLDER = "/etc/drumline"
 CONFIG_PATH = f"{CONFIG_FOLDER}/{CONFIG_KEY}"
 CONFIG_SUFFIX = "-configuration"  # the MPI operator makes a ConfigMap NAME-config of its own
-SECRET_FOLDER = "/etc/drumline-secret"
 SECRET_KEY = "token"
 
 GPU = "nvidia.com/gpu"

@@ -8,10 +8,11 @@ from launch.kubernetes.job import render_independent
 from launch.kubernetes.network import prepare_policy
 from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map
 from launch.kubernetes.options import Preparation, amount
-from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
+from launch.kubernetes.pod import CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of
 from launch.kubernetes.secrets import key_mounts, key_volumes, variables
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
 from launch.kubernetes.volumes import (
+    CONFIG_FOLDER,
     WORKING_DIRECTORY,
     Folders,
     claim_volumes,

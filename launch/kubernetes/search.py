@@ -8,10 +8,18 @@ from launch.kubernetes.job import render_independent
 from launch.kubernetes.network import search_policy
 from launch.kubernetes.objects import CONFIG_KEY, Manifest, config_map
 from launch.kubernetes.options import Searching
-from launch.kubernetes.pod import CONFIG_FOLDER, CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of, run_mounts
+from launch.kubernetes.pod import CONFIG_PATH, CONFIG_SUFFIX, literal, placement_of, resources_of, run_mounts
 from launch.kubernetes.secrets import key_mounts, key_volumes, variables
 from launch.kubernetes.security import container_security, pod_security, temporary_environment
-from launch.kubernetes.volumes import WORKING_DIRECTORY, Folders, claim_volumes, find_folders, is_remote, new_claims
+from launch.kubernetes.volumes import (
+    CONFIG_FOLDER,
+    WORKING_DIRECTORY,
+    Folders,
+    claim_volumes,
+    find_folders,
+    is_remote,
+    new_claims,
+)
 from trainer.config import Config, SearchConfig
 from trainer.errors import UserError
 

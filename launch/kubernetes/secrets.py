@@ -7,13 +7,12 @@ from posixpath import normpath
 
 from launch.kubernetes.objects import Manifest
 from launch.kubernetes.options import KeySecret, Options
-from launch.kubernetes.volumes import WORKING_DIRECTORY, find_folders
+from launch.kubernetes.volumes import CONFIG_FOLDER, SECRET_FOLDER, WORKING_DIRECTORY, find_folders
 from trainer.config import Config
 from trainer.errors import UserError
 
 READABLE_BY_GROUP = 0o440
 _VOLUME = "key"
-_OWN = PurePosixPath("/etc/drumline"), PurePosixPath("/etc/drumline-secret")
 
 
 def key_secret(config: Config, secret: str | None, environment_secret: str | None) -> KeySecret | None:
@@ -40,7 +39,7 @@ def key_secret(config: Config, secret: str | None, environment_secret: str | Non
             f"kubectl create secret generic NAME --from-file={place.name}={security.key_file}"
         )
     folders = find_folders(config)
-    for folder in (WORKING_DIRECTORY, folders.data, folders.runs, *_OWN):
+    for folder in (WORKING_DIRECTORY, folders.data, folders.runs, PurePosixPath(CONFIG_FOLDER), PurePosixPath(SECRET_FOLDER)):
         inside = folder != WORKING_DIRECTORY and place.parent.is_relative_to(folder)
         if inside or folder.is_relative_to(place.parent):
             raise UserError(

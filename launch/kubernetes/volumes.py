@@ -13,6 +13,8 @@ from trainer.config import Config
 from trainer.errors import UserError
 
 WORKING_DIRECTORY = PurePosixPath("/drumline")
+CONFIG_FOLDER = "/etc/drumline"
+SECRET_FOLDER = "/etc/drumline-secret"
 
 # Folders of the image, or of the container's runtime: a volume there would hide what the programs need.
 _TAKEN = ("bin", "boot", "dev", "etc", "lib", "lib64", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var")
