@@ -32,6 +32,10 @@ class PrivacyRecord:
     noise_multiplier: float
     sampling_rate: float
 
+    @property
+    def secret_bytes(self) -> bytes:
+        return bytes.fromhex(self.secret)
+
 
 @dataclass(frozen=True)
 class Progress:

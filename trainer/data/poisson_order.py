@@ -29,7 +29,7 @@ class PoissonOrder:
     @classmethod
     def of(cls, order: SampleOrder, record: PrivacyRecord, capacity: int) -> PoissonOrder:
         """That of a run that was begun so."""
-        return cls(order, record.sampling_rate, capacity, int.from_bytes(bytes.fromhex(record.secret), "little"))
+        return cls(order, record.sampling_rate, capacity, int.from_bytes(record.secret_bytes, "little"))
 
     @property
     def num_samples(self) -> int:

@@ -125,15 +125,15 @@ class EncryptedContent:
 
     def _file_key(self, header: bytes, key: MasterKey, name: str | bytes) -> bytes:
         places = [place for place in key_places(header) if place is not None]
-        own = [place for place in places if place.key_identifier == key.identifier]
+        own = _newest_place(header, key)
         if not places:
             raise SecurityError(f"{self._where}: the header of its key is damaged; restore it from a backup, or make it again")
-        if not own:
+        if own is None:
             raise SecurityError(
                 f"{self._where}: is encrypted with the key {places[0].key_identifier.hex()}, and the one that was given is "
                 f"{key.identifier.hex()}; give that key"
             )
-        newest = max(own, key=lambda place: place.generation)
+        _, newest = own
         if newest.name != (name_hash(name) if isinstance(name, str) else name):
             raise SecurityError(f"{self._where}: is another file, that was put in its place; restore it from a backup")
         file_key = newest.file_key(key)
@@ -240,19 +240,15 @@ def rewrapped(header: bytes, key: MasterKey, new_key: MasterKey, where: str) -> 
 
     Raises SecurityError where `key` does not open it.
     """
-    places = key_places(header)
-    if any(place is not None and place.key_identifier == new_key.identifier for place in places):
+    if _newest_place(header, new_key) is not None:
         return None
-    number, place = max(
-        ((number, place) for number, place in enumerate(places) if place and place.key_identifier == key.identifier),
-        key=lambda each: each[1].generation,
-        default=(0, None),
-    )
-    file_key = None if place is None else place.file_key(key)
-    if place is None or file_key is None:
+    own = _newest_place(header, key)
+    file_key = None if own is None else own[1].file_key(key)
+    if own is None or file_key is None:
         raise SecurityError(
             f"{where}: the key {key.identifier.hex()} does not open it; give the key that it was encrypted with"
         )
+    number, place = own
     again = KeyPlace.make(new_key, file_key, place.name, place.generation + 1)
     return (1 - number) * PLACE_BYTES, again.content()
 
@@ -265,6 +261,14 @@ def superseded(header: bytes, new_key: MasterKey) -> list[int]:
         if not is_free and (place is None or place.key_identifier != new_key.identifier):
             offsets.append(number * PLACE_BYTES)
     return offsets
+
+
+def _newest_place(header: bytes, key: MasterKey) -> tuple[int, KeyPlace] | None:
+    """The place that this key wrapped last, with its number; None where it wrapped none."""
+    own = [
+        (number, place) for number, place in enumerate(key_places(header)) if place and place.key_identifier == key.identifier
+    ]
+    return max(own, key=lambda each: each[1].generation, default=None)
 
 
 def _context(generation: int, key_identifier: bytes, name: bytes) -> bytes:

@@ -33,7 +33,7 @@ class Encryption:
         """Raises SecurityError where the key cannot be had."""
         return cls(read_key(security), security.encrypt)
 
-    def opened(self, path: Path, name: str | bytes) -> BinaryIO:
+    def opened(self, path: Path, name: str) -> BinaryIO:
         """A file to read, sought and told in its content. Raises OSError, and SecurityError where it may not be read so."""
         file = path.open("rb")
         try:
@@ -61,7 +61,7 @@ class Encryption:
             )
         return False
 
-    def read_bytes(self, path: Path, name: str | bytes) -> bytes:
+    def read_bytes(self, path: Path, name: str) -> bytes:
         with self.opened(path, name) as file:
             return file.read()
 

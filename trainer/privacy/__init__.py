@@ -1,1 +1,4 @@
-"""Training with differential privacy (DP-SGD): `budget` reckons, `sampling` draws, `gradients` clips and adds noise."""
+"""Training with differential privacy (DP-SGD): `budget` reckons, `gradients` clips and adds noise, `training` joins them.
+
+Which samples an update takes is in `trainer.data.poisson_order`.
+"""

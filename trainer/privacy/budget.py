@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # How likely it may be that an update's sample does not fit into its rows, over `delta`. A whole run of a million updates then
 # adds at most (1 + exp(epsilon)) * 1e-9 * delta to delta (Dwork and Roth 2014, section 3.5: a mechanism that fails so rarely).
 _OVERFLOW = 1e-15
-_MOST_UPDATES = 10**9
 _TOLERANCE = 1e-3  # of the noise multiplier
 
 

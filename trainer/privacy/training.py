@@ -85,7 +85,7 @@ def open_privacy(config: Config, corpus: Corpus, plan: BatchPlan, progress: Prog
             "privacy: the run was begun without it, and what it learned is not private; take another run.name"
         )
     budget = plan_budget(config, corpus.order.num_samples, record)
-    secret = bytes.fromhex(record.secret)
+    secret = record.secret_bytes
     order = PoissonOrder.of(corpus.order, record, plan.global_batch_size)
     halves = (int.from_bytes(secret[:8], "little", signed=True), int.from_bytes(secret[8:], "little", signed=True))
     return PrivateTraining(budget, order, Noise(halves, budget.noise_multiplier * privacy.clip_norm))
