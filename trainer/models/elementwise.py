@@ -18,6 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from trainer.models.compilation_ahead import compiled_by_xla
+
 _is_apart = ContextVar("is_apart", default=False)
 
 
@@ -36,16 +38,12 @@ def is_apart() -> bool:
     return _is_apart.get()
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return tf.function(function, jit_compile=True, autograph=False)
-
-
 def chain(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """A chain (tensors and numbers) -> tensor, whose gradient computes from the same arguments again what it needs: between
     the products nothing but these is kept."""
-    forward = _compiled(function)
+    forward = compiled_by_xla(function)
 
-    @_compiled
+    @compiled_by_xla
     def backward(upstream: tf.Tensor, *arguments: Any) -> list[tf.Tensor]:
         tensors = [each for each in arguments if isinstance(each, tf.Tensor)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -144,8 +142,8 @@ def _masked_softmax_gradients(
     return [_masked_softmax_gradient(each, upstream, scale) for each, upstream in zip(probabilities, upstreams, strict=True)]
 
 
-_compiled_masked_softmaxes = _compiled(_masked_softmaxes)
-_compiled_masked_softmax_gradients = _compiled(_masked_softmax_gradients)
+_compiled_masked_softmaxes = compiled_by_xla(_masked_softmaxes)
+_compiled_masked_softmax_gradients = compiled_by_xla(_masked_softmax_gradients)
 
 
 def masked_softmaxes_with_gradients() -> tuple[Callable[..., list[tf.Tensor]], Callable[..., list[tf.Tensor]]]:
@@ -204,7 +202,7 @@ def _even_cross_entropy(logits_NV: tf.Tensor) -> tf.Tensor:
     return tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_mean(logits_NV, -1)
 
 
-@_compiled
+@compiled_by_xla
 def _compiled_cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float) -> tuple[tf.Tensor, tf.Tensor]:
     """The losses, and the logarithms of the partition functions."""
     logits = tf.cast(logits_NV, tf.float32)
@@ -214,7 +212,7 @@ def _compiled_cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing
     return losses_N - smoothing * tf.reduce_mean(logits, -1) if smoothing else losses_N, log_sums_N
 
 
-@_compiled
+@compiled_by_xla
 def _cross_entropy_gradient(
     logits_NV: tf.Tensor, log_sums_N: tf.Tensor, labels_N: tf.Tensor, smoothing: float, upstream_N: tf.Tensor
 ) -> tf.Tensor:
