@@ -18,7 +18,7 @@ THREAD = ThreadPoolExecutor(1, thread_name_prefix="compilation-ahead")
 
 
 def compiled_by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` (tensors and numbers) -> tensors as XLA compiles it; each trace of it ahead of the graph that it is part of."""
+    """`function` (tensors and numbers) -> tensors as XLA compiles it: each trace of it, ahead of the graph that calls it."""
     compiled = tf.function(function, jit_compile=True, autograph=False)
     begun: set[Any] = set()
 
