@@ -98,6 +98,28 @@ def test_the_gradient_that_comes_with_the_loss_is_the_loss_s(apart: bool, smooth
     np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("apart", [False, True])
+def test_logits_after_those_of_the_classes_count_for_nothing(apart: bool, smoothing: float) -> None:
+    logits, weights = numbers(5, 11), tf.constant(numbers(5))
+    wide = tf.constant(np.concatenate([logits, 30.0 + numbers(5, 3)], 1))
+
+    @tf.function(autograph=False)
+    def compute(logits: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with elementwise.compiled_apart(apart), tf.GradientTape() as tape:
+            tape.watch(logits)
+            plain = elementwise.cross_entropy(logits, tf.constant(LABELS), smoothing, 11)
+            losses, gradient = elementwise.cross_entropy_with_gradient(logits, tf.constant(LABELS), smoothing, weights, 11)
+            total = tf.reduce_sum(plain * weights)
+        return plain, losses, gradient, tape.gradient(total, logits)
+
+    for found, expected in zip(compute(wide), compute(tf.constant(logits)), strict=True):
+        if len(found.shape) == 2:
+            assert not found.numpy()[:, 11:].any()
+            found = found[:, :11]
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
 def test_apart_each_chain_is_compiled_by_xla_and_elsewhere_none_is() -> None:
     def compiled(apart: bool) -> int:
         @tf.function(autograph=False)

@@ -19,6 +19,7 @@ from tests.unit.task_examples import example_config
 from tests.unit.test_tasks_packing import TOKENIZER, example_arrays, example_weights
 from trainer.config import Config
 from trainer.models.blocks import DropoutKey, TokenOutput
+from trainer.models.elementwise import compiled_apart
 from trainer.tasks import chunked_loss
 from trainer.tasks.choice import choose_task
 from trainer.tasks.losses import evaluate_output, output_loss_sums
@@ -107,6 +108,37 @@ def test_in_bfloat16_they_are_so_to_its_rounding() -> None:
     narrow = {name: tf.cast(tf.cast(value, tf.bfloat16), value.dtype).numpy() for name, value in arrays.items() if value.ndim}
     narrow["targets"] = arrays["targets"]
     assert_close(computed(narrow, dtype=tf.bfloat16), reference(narrow, 0.0), 2**-6)
+
+
+@each_compiler
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_in_bfloat16_rows_that_fit_the_products_change_nothing(
+    chunk: int | None, smoothing: float, apart: bool, xla: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays, sizes = example(), []
+    matmul = tf.matmul
+
+    def watched(a: tf.Tensor, b: tf.Tensor, **options: Any) -> tf.Tensor:
+        sizes.append(b.shape[0])
+        return matmul(a, b, **options)
+
+    monkeypatch.setattr(tf, "matmul", watched)
+
+    @tf.function(jit_compile=xla, autograph=False)
+    def compute(values: list[tf.Tensor], targets: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape, compiled_apart(apart):
+            tape.watch(values)
+            output = TokenOutput(*(tf.cast(value, tf.bfloat16) for value in values))
+            loss, _ = output_loss_sums(language_modeling(chunk), output, targets, smoothing)
+        return [loss, *tape.gradient(loss, values)]
+
+    given = {name: tf.cast(tf.cast(value, tf.bfloat16), value.dtype).numpy() for name, value in arrays.items()}
+    values = [tf.constant(given[name]) for name in ("vectors", "table", "bias")]
+    found = [each.numpy() for each in compute(values, tf.constant(arrays["targets"]))]
+    assert_close(found, reference(given | {"targets": arrays["targets"]}, smoothing), 2**-6)
+    assert 64 in sizes and VOCABULARY_SIZE not in sizes
 
 
 @each_compiler

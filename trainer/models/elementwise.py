@@ -160,65 +160,96 @@ def _sum_to_shape(x: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     return tf.reduce_sum(x, [axis for axis, size in enumerate(shape) if size == 1 and x.shape[axis] != 1], keepdims=True)
 
 
-def cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
+def cross_entropy(
+    logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float = 0.0, num_classes: int | None = None
+) -> tf.Tensor:
     """The cross-entropy (nats) of each label, float32 [N], of logits of any type. With `smoothing` that share of a label's
-    weight goes to all classes alike (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+    weight goes to all classes alike (Szegedy et al. 2016, arXiv:1512.00567, section 7). Of more logits than `num_classes` the
+    rest are padding: they count for nothing, and have no gradient."""
+    num_classes = num_classes or logits_NV.shape[1]
     if not is_apart():
-        return _cross_entropy(tf.cast(logits_NV, tf.float32), labels_N, smoothing)
+        return _cross_entropy(tf.cast(logits_NV, tf.float32), labels_N, smoothing, num_classes)
 
     @tf.custom_gradient
     def apart(logits: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        losses_N, log_sums_N = _compiled_cross_entropy(logits, labels_N, smoothing)
-        return losses_N, lambda upstream: _cross_entropy_gradient(logits, log_sums_N, labels_N, smoothing, upstream)
+        losses_N, log_sums_N = _compiled_cross_entropy(logits, labels_N, smoothing, num_classes)
+        return losses_N, lambda upstream: _cross_entropy_gradient(
+            logits, log_sums_N, labels_N, smoothing, upstream, num_classes
+        )
 
     return apart(logits_NV)
 
 
 def cross_entropy_with_gradient(
-    logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, weights_N: tf.Tensor
+    logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, weights_N: tf.Tensor, num_classes: int | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """What `cross_entropy` returns, and the gradient by the logits, in their type, of its sum with the weights, float32 [N]."""
+    num_classes = num_classes or logits_NV.shape[1]
     if is_apart():
-        losses_N, log_sums_N = _compiled_cross_entropy(logits_NV, labels_N, smoothing)
-        return losses_N, _cross_entropy_gradient(logits_NV, log_sums_N, labels_N, smoothing, weights_N)
+        losses_N, log_sums_N = _compiled_cross_entropy(logits_NV, labels_N, smoothing, num_classes)
+        return losses_N, _cross_entropy_gradient(logits_NV, log_sums_N, labels_N, smoothing, weights_N, num_classes)
     # One operation: the losses, and by the logits probabilities less the labels' own.
-    logits, num_tokens = tf.cast(logits_NV, tf.float32), logits_NV.shape[1]
+    logits = _without_padding(tf.cast(logits_NV, tf.float32), num_classes)
     losses_N, by_logits_NV = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels_N)
     if smoothing:
-        losses_N = (1.0 - smoothing) * losses_N + smoothing * _even_cross_entropy(logits)
-        by_logits_NV += tf.one_hot(labels_N, num_tokens, smoothing, 0.0) - smoothing / num_tokens
+        losses_N = (1.0 - smoothing) * losses_N + smoothing * _even_cross_entropy(logits, num_classes)
+        by_logits_NV += smoothing * (tf.one_hot(labels_N, logits.shape[1]) - _even_weights(logits, num_classes))
     return losses_N, tf.cast(by_logits_NV * weights_N[:, None], logits_NV.dtype)
 
 
-def _cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float) -> tf.Tensor:
+def _cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, num_classes: int) -> tf.Tensor:
+    logits_NV = _without_padding(logits_NV, num_classes)
     losses_N = tf.nn.sparse_softmax_cross_entropy_with_logits(labels_N, logits_NV)
     if smoothing:
-        losses_N = (1.0 - smoothing) * losses_N + smoothing * _even_cross_entropy(logits_NV)
+        losses_N = (1.0 - smoothing) * losses_N + smoothing * _even_cross_entropy(logits_NV, num_classes)
     return losses_N
 
 
-def _even_cross_entropy(logits_NV: tf.Tensor) -> tf.Tensor:
+def _without_padding(logits_NV: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """What stands after the classes becomes as unlikely as can be."""
+    if logits_NV.shape[1] == num_classes:
+        return logits_NV
+    return tf.where(tf.range(logits_NV.shape[1]) < num_classes, logits_NV, tf.float32.min)
+
+
+def _even_weights(logits_NV: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Of each class the same, and of padding none: float32 [V]."""
+    return tf.cast(tf.range(logits_NV.shape[1]) < num_classes, tf.float32) / num_classes
+
+
+def _even_cross_entropy(logits_NV: tf.Tensor, num_classes: int) -> tf.Tensor:
     """With the even distribution: the logarithm of the partition function less the mean logit."""
-    return tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_mean(logits_NV, -1)
+    return tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_sum(logits_NV * _even_weights(logits_NV, num_classes), -1)
 
 
 @compiled_by_xla
-def _compiled_cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float) -> tuple[tf.Tensor, tf.Tensor]:
+def _compiled_cross_entropy(
+    logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, num_classes: int
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The losses, and the logarithms of the partition functions."""
-    logits = tf.cast(logits_NV, tf.float32)
+    logits = _without_padding(tf.cast(logits_NV, tf.float32), num_classes)
     log_sums_N = tf.reduce_logsumexp(logits, -1)
     own_N = tf.gather(logits, labels_N, batch_dims=1)
     losses_N = log_sums_N - (1.0 - smoothing) * own_N
-    return losses_N - smoothing * tf.reduce_mean(logits, -1) if smoothing else losses_N, log_sums_N
+    if smoothing:
+        losses_N -= smoothing * tf.reduce_sum(logits * _even_weights(logits, num_classes), -1)
+    return losses_N, log_sums_N
 
 
 @compiled_by_xla
 def _cross_entropy_gradient(
-    logits_NV: tf.Tensor, log_sums_N: tf.Tensor, labels_N: tf.Tensor, smoothing: float, upstream_N: tf.Tensor
+    logits_NV: tf.Tensor,
+    log_sums_N: tf.Tensor,
+    labels_N: tf.Tensor,
+    smoothing: float,
+    upstream_N: tf.Tensor,
+    num_classes: int,
 ) -> tf.Tensor:
     """By the logits: probabilities less the label's weight, in one pass."""
-    probabilities = tf.exp(tf.cast(logits_NV, tf.float32) - log_sums_N[:, None])
-    even = smoothing / logits_NV.shape[1]
-    is_label = tf.range(logits_NV.shape[1])[None] == labels_N[:, None]
-    aimed = tf.where(is_label, 1.0 - smoothing + even, even)
+    logits = _without_padding(tf.cast(logits_NV, tf.float32), num_classes)
+    probabilities = tf.exp(logits - log_sums_N[:, None])
+    is_label = tf.range(logits.shape[1])[None] == labels_N[:, None]
+    aimed = tf.where(is_label, 1.0 - smoothing, 0.0)
+    if smoothing:
+        aimed += smoothing * _even_weights(logits, num_classes)
     return tf.cast((probabilities - aimed) * upstream_N[:, None], logits_NV.dtype)

@@ -24,9 +24,15 @@ class _Chunks(NamedTuple):
 
 
 def loss_sum(
-    output: TokenOutput, targets: tf.Tensor, chunk: int, smoothing: float = 0.0, loss_scale: tf.Tensor | None = None
+    output: TokenOutput,
+    targets: tf.Tensor,
+    chunk: int,
+    smoothing: float = 0.0,
+    loss_scale: tf.Tensor | None = None,
+    num_tokens: int | None = None,
 ) -> tf.Tensor:
     """The sum that `losses.token_loss_sums` has of the output's logits, for at most `chunk` positions at once: float32 scalar.
+    What the table has after `num_tokens` rows is padding.
 
     Each chunk's gradients are computed along with its loss and kept, which takes no product more than with all logits (Hsu
     et al. 2024, Liger Kernel, arXiv:2410.10989). So there are first derivatives alone. That of the table is added up in
@@ -38,7 +44,7 @@ def loss_sum(
     @tf.custom_gradient
     def total(vectors: tf.Tensor, table_VD: tf.Tensor, *bias: tf.Tensor) -> tuple[tf.Tensor, Callable[..., list[tf.Tensor]]]:
         chunks = _divide(vectors, targets_N, chunk)
-        result, found_KCD, *others = _with_gradients(chunks, table_VD, bias, smoothing, loss_scale)
+        result, found_KCD, *others = _with_gradients(chunks, table_VD, bias, smoothing, loss_scale, num_tokens)
         found_ND = tf.gather(tf.reshape(found_KCD, (-1, vectors.shape[-1])), chunks.places_N)
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -73,7 +79,12 @@ def evaluate(output: TokenOutput, targets: tf.Tensor, chunk: int) -> tuple[tf.Te
 
 
 def _with_gradients(
-    chunks: _Chunks, table_VD: tf.Tensor, bias: Sequence[tf.Tensor], smoothing: float, loss_scale: tf.Tensor | None
+    chunks: _Chunks,
+    table_VD: tf.Tensor,
+    bias: Sequence[tf.Tensor],
+    smoothing: float,
+    loss_scale: tf.Tensor | None,
+    num_tokens: int | None,
 ) -> tuple[tf.Tensor, ...]:
     """The sum of the losses, and its gradients by vectors [K, C, D], table and, where there is one, bias: float32, but that by
     the vectors in their own precision; all times the scale."""
@@ -84,7 +95,7 @@ def _with_gradients(
         counted_C, labels_C = tf.cast(targets_C >= 0, tf.float32), tf.maximum(targets_C, 0)
         logits_CV = flat_scores(TokenOutput(vectors_CD[None], table_VD, *bias))
         weights_C = counted_C if loss_scale is None else counted_C * loss_scale
-        losses_C, by_logits_CV = cross_entropy_with_gradient(logits_CV, labels_C, smoothing, weights_C)
+        losses_C, by_logits_CV = cross_entropy_with_gradient(logits_CV, labels_C, smoothing, weights_C, num_tokens)
         narrow_CV = tf.cast(by_logits_CV, table_VD.dtype)
         by_vectors = by_vectors.write(index, tf.matmul(narrow_CV, table_VD))
         parts = [tf.cast(tf.matmul(narrow_CV, vectors_CD, transpose_a=True), tf.float32)]
