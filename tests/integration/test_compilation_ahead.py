@@ -51,3 +51,4 @@ def test_what_is_traced_is_compiled_before_the_first_update() -> None:
     assert {"normalize", "gelu", "masked_softmaxes", "compiled_cross_entropy", "backward"} <= chains
     assert {match["times"] for match in ahead} == {"1"}
     assert not [line for line in lines[traced:trained] if COMPILED.search(line)]
+    assert not [line for line in lines if "WARNING:tensorflow" in line]

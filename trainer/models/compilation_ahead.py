@@ -37,11 +37,8 @@ def compiled_by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _call_in_graph(trace: Any) -> None:
     """Calls it with zeros in a graph of its own, once: that compiles it."""
-
-    @tf.function(autograph=False)
-    def call_once(*arguments: tf.Tensor) -> Any:
-        return trace(*arguments)
-
     specifications = [each for each in tf.nest.flatten(trace.structured_input_signature) if isinstance(each, tf.TensorSpec)]
     if all(each.shape.is_fully_defined() for each in specifications):
-        call_once(*(tf.zeros(each.shape, each.dtype) for each in specifications))
+        # Not a call of the `tf.function`: TensorFlow would count it, and warn of one that is traced with each call.
+        graph = tf.function(lambda *arguments: trace(*arguments), autograph=False).get_concrete_function(*specifications)
+        graph(*(tf.zeros(each.shape, each.dtype) for each in specifications))
