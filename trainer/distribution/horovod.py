@@ -45,24 +45,34 @@ class HorovodDistribution(OneReplica):
         self.address = _address(is_one_machine=hvd.local_size() == hvd.size())
         devices.share_cores(hvd.local_rank(), hvd.local_size())
         has_gpu = devices.use_gpu(hvd.local_rank(), hvd.local_size())
-        self._has_fast_reduce_scatter = has_gpu and bool(hvd.nccl_built())
+        self._has_nccl = has_gpu and bool(hvd.nccl_built())
 
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Over Gloo float16 goes by a reduce-scatter and an all-gather: Horovod's all-reduce adds it one by one."""
         if self.num_processes == 1:
             return list(tensors)
-        return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
+        if self._has_nccl or tensors[0].dtype != tf.float16:
+            return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
+        sizes = [each.shape.num_elements() for each in tensors]
+        padding = -sum(sizes) % self.num_processes
+        flat = tf.concat([*(tf.reshape(each, (-1,)) for each in tensors), tf.zeros([padding], tf.float16)], 0)
+        (total,) = self.all_gather(self.reduce_scatter([flat]))
+        parts = tf.split(total, [*sizes, padding])
+        return [tf.reshape(part, each.shape) for part, each in zip(parts, tensors, strict=False)]
 
     def reduce_scatter(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """NCCL's on GPUs. Horovod's over Gloo takes longer than its all-reduce (1.5 to 3 times as long for two ranks of one
-        machine), so on CPUs the ranks exchange their pieces, and each adds up those it gets, in the order of the ranks."""
+        machine), so there the ranks exchange their pieces, and each adds up in float32 those it gets, in the order of the
+        ranks."""
         if self.num_processes == 1:
             return list(tensors)
-        if self._has_fast_reduce_scatter:
+        if self._has_nccl:
             return list(self._hvd.grouped_reducescatter(list(tensors), op=self._hvd.Sum))
         pieces_NP = tf.concat([tf.reshape(each, (self.num_processes, -1)) for each in tensors], 1)
         received_NP = tf.ensure_shape(self._hvd.alltoall(pieces_NP), pieces_NP.shape)
-        total_P = tf.add_n(tf.unstack(received_NP))
-        return tf.split(total_P, [each.shape.num_elements() // self.num_processes for each in tensors])
+        total_P = tf.add_n([tf.cast(piece_P, tf.float32) for piece_P in tf.unstack(received_NP)])
+        lengths = [each.shape.num_elements() // self.num_processes for each in tensors]
+        return tf.split(tf.cast(total_P, pieces_NP.dtype), lengths)
 
     def all_gather(self, pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         if self.num_processes == 1:
