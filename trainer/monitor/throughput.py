@@ -41,10 +41,9 @@ def peak_memory_bytes() -> int:
 def _measured_matrix_product(dtype: tf.DType, size: int = 1024, repeats: int = 4) -> float:
     """The fastest of a few square products, in floating-point operations per second."""
     square = tf.cast(tf.random.stateless_normal((size, size), (1, 2)), dtype)
-    product = tf.function(lambda left, right: tf.linalg.matmul(left, right), autograph=False)
     fastest = float("inf")
     for _ in range(1 + repeats):
         began = time.perf_counter()
-        product(square, square).numpy()
+        tf.linalg.matmul(square, square).numpy()
         fastest = min(fastest, time.perf_counter() - began)
     return 2.0 * size**3 / fastest
