@@ -27,7 +27,8 @@ from trainer.errors import HangDetected, Stopped
 logger = logging.getLogger(__name__)
 
 _RANK_LINE = re.compile(r"^\[(\d+)\]<(?:stdout|stderr)>:(.*)$", re.DOTALL)
-# The end of the traceback, about the first rank that failed. A code below 0 is of its own process around the rank.
+_TRACEBACK = "Traceback (most recent call last)"
+# Its end, about the first rank that failed. A code below 0 is of its own process around the rank.
 _PROCESS_NAME = re.compile(r"^Process name: (\d+)$")
 _EXIT_CODE = re.compile(r"^Exit code: (-?\d+)$")
 # Written by several threads, the end of the line after the line: more can stand behind it, and a line be empty.
@@ -104,7 +105,7 @@ class _Output:
             return None
         if match := _UNREACHABLE.match(line):
             self.unreachable.append(match[1])
-        if self.traceback or line.startswith("Traceback (most recent call last)"):
+        if self.traceback or _TRACEBACK in line:  # behind what a thread of it has begun to write
             self.traceback.append(line)
             if match := _PROCESS_NAME.match(line):
                 self.failed_rank = int(match[1])

@@ -58,6 +58,9 @@ def test_lines_that_horovodrun_has_run_together_are_told_apart() -> None:
     assert output.translate("horovodrun", f"{ended}Terminating remaining workers after failure of Process 0.{ended}") is None
     assert output.translate("horovodrun", f"{ended}[1]<stdout>:saved") == "[1] saved"
     assert output.translate("horovodrun", "") is None
+    for line in ("Exception in thread Traceback (most recent call last):", "Process name: 1", "Exit code: 137"):
+        assert output.translate("horovodrun", line) is None
+    assert (output.failed_rank, output.exit_code) == (1, 137)
 
 
 ALL = ["--min-workers", "1", "--max-workers", "4", "--discovery", "echo localhost:2"]

@@ -16,8 +16,8 @@ from trainer.models.elementwise import cross_entropy
 from trainer.tasks import chunked_loss
 from trainer.tasks.task import Sums
 
-# Of a table with another number of rows, bfloat16's gradient takes a third longer (50,257 rows on a CPU), and a GPU's tensor
-# cores have less to do.
+# Of a table with another number of rows, bfloat16's gradient takes a third longer (50,257 rows on a CPU). For GPUs NVIDIA's
+# guide to matrix multiplication asks for multiples of 64 as well.
 ROWS_MULTIPLE = 64
 
 
