@@ -20,17 +20,15 @@ THREAD = ThreadPoolExecutor(1, thread_name_prefix="compilation-ahead")
 def compiled_by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` (tensors and numbers) -> tensors as XLA compiles it: each trace of it, ahead of the graph that calls it."""
     compiled = tf.function(function, jit_compile=True, autograph=False)
-    begun: set[Any] = set()
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        if not tf.executing_eagerly():
-            trace = compiled.get_concrete_function(*arguments)
-            if trace not in begun:
-                begun.add(trace)
-                # What fails there fails again where the graph calls it, and is told there.
-                THREAD.submit(_call_in_graph, trace)
-        return compiled(*arguments)
+        num_traces = compiled.experimental_get_tracing_count()
+        result = compiled(*arguments)
+        if not tf.executing_eagerly() and compiled.experimental_get_tracing_count() > num_traces:
+            # What fails there fails again where the graph calls it, and is told there.
+            THREAD.submit(_call_in_graph, compiled.get_concrete_function(*arguments))
+        return result
 
     return call
 
