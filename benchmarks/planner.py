@@ -122,14 +122,16 @@ def measure_machine(folder: Path, steps: int) -> Machine:
 
 def time_all_reduces() -> None:
     """Run as one of two ranks; the first prints the median seconds of a small and of a large all-reduce."""
-    import horovod.tensorflow as hvd
     import tensorflow as tf
 
-    hvd.init()
+    from trainer.config import DistributionConfig
+    from trainer.distribution import connect
+
+    distribution = connect(DistributionConfig(backend="horovod"))
+    reduce = tf.function(lambda values: distribution.all_reduce([values])[0], autograph=False)
     seconds = {}
     for num_bytes in (SMALL, LARGE):
         values = tf.ones(num_bytes // 4)
-        reduce = tf.function(lambda values: hvd.allreduce(values, op=hvd.Sum, name="timed"), autograph=False)
         reduce(values)
         times = []
         for _ in range(REPEATS):
@@ -137,8 +139,9 @@ def time_all_reduces() -> None:
             reduce(values).numpy()
             times.append(time.perf_counter() - began)
         seconds[num_bytes] = statistics.median(times)
-    if hvd.rank() == 0:
+    if distribution.is_chief:
         print(json.dumps(seconds), flush=True)
+    distribution.close()
 
 
 def copying_speed() -> float:

@@ -3,8 +3,9 @@
     python benchmarks/wire_bytes.py [--rounds 3] [--rows FILE] [--shape 4,256,4,64,1,8192] [--small]
 
 Two ranks are alone in a network of their own (`unshare --net`, which needs root), and what is counted is all that its loopback
-interface has sent (/proc/net/dev): headers, acknowledgements and Horovod's own messages included. The embedding is tied: it
-counts once. The batch of the shape is the rows of one micro-batch of one rank.
+interface has sent (/proc/net/dev): headers, acknowledgements and Horovod's own messages included. The ranks are those of one
+machine, which would send nothing, so `distribution.shared_memory` is off. The embedding is tied: it counts once. The batch of
+the shape is the rows of one micro-batch of one rank.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def count_on_rank(shape_text: str, rounds: int, result: Path) -> None:
 
     shape = shape_of(shape_text)
     results: dict[str, Any] = {}
-    distribution = connect(config_of(shape).distribution)
+    distribution = connect(config_of(shape, distribution={"shared_memory": False}).distribution)
     for name, (num_micro_batches, wire_precision, _) in VARIANTS.items():
         config = config_of(
             shape,

@@ -106,6 +106,17 @@ def test_two_horovod_ranks_have_the_losses_of_one_process(prepared: Path, single
 
 
 @pytest.mark.processes
+def test_two_horovod_ranks_have_them_over_gloo_too(prepared: Path, single: Runs) -> None:
+    """As ranks of several machines would; those of the test above are on one, and share memory."""
+    configs = {config.run.name: config for config in variants(prepared, "horovod", name="gloo", shared_memory=False)}
+    chosen = [configs["gloo-whole"], configs[f"gloo-{NARROW_WIRE}"]]
+    command = [str(BIN / "horovodrun"), "-np", "2", sys.executable, DRIVER, *write_configs(prepared, chosen)]
+    checked(run_command(command))
+    compare("gloo", {"whole": run_path(chosen[0])}, single)
+    compare_narrow_wire(prepared, "gloo", single)
+
+
+@pytest.mark.processes
 def test_two_multiworker_processes_have_the_losses_of_one(prepared: Path, single: Runs) -> None:
     """A process can join a cluster of TensorFlow's once: each variant has processes of its own, so there are fewer."""
     configs = variants(prepared, "multiworker")
@@ -130,14 +141,15 @@ def test_validation_losses_are_the_same_on_every_backend(prepared: Path, single:
             assert largest_difference(validation_losses(path), reference) <= TOLERANCE
 
 
-def variants(directory: Path, backend: str, **distribution: Any) -> list[Config]:
+def variants(directory: Path, backend: str, name: str | None = None, **distribution: Any) -> list[Config]:
     settings = {"distribution": {"backend": backend, **distribution}}
+    label = name or backend
     configs = [
-        training_config(directory, f"{backend}-{name}", **sections, **settings) for name, (sections, _) in VARIANTS.items()
+        training_config(directory, f"{label}-{each}", **sections, **settings) for each, (sections, _) in VARIANTS.items()
     ]
     if backend != "single":
         settings["distribution"]["wire_precision"] = "float16"
-        configs.append(training_config(directory, f"{backend}-{NARROW_WIRE}", **settings))
+        configs.append(training_config(directory, f"{label}-{NARROW_WIRE}", **settings))
     return configs
 
 

@@ -42,13 +42,15 @@ def test_a_sharded_optimizer_has_the_losses_of_a_whole_one_and_goes_on_with_any_
     prepared: Path, tmp_path: Path
 ) -> None:
     def written(name: str, steps: int, sharded: bool) -> Path:
-        config = config_of(prepared, name, steps=steps, sharded=sharded, optimizer={"schedule": "constant"})
+        how = {"shared_memory": name != "gloo"}
+        config = config_of(prepared, name, steps=steps, sharded=sharded, optimizer={"schedule": "constant"}, distribution=how)
         return write_config(config, tmp_path / f"{name}-{steps}-{sharded}.yaml")
 
     on_two_ranks(
         [
             written("whole", 20, False),
             written("sharded", 20, True),
+            written("gloo", 20, True),
             written("narrower", 10, True),
             written("again", 10, True),
             written("again", 20, True),
@@ -59,7 +61,7 @@ def test_a_sharded_optimizer_has_the_losses_of_a_whole_one_and_goes_on_with_any_
     checked(run_python(PROGRAM, written("narrower", 20, False)))
 
     reference = train_losses(run_path(config_of(prepared, "whole", steps=20, sharded=False)))
-    for name in ("sharded", "narrower", "again", "unsharded"):
+    for name in ("sharded", "gloo", "narrower", "again", "unsharded"):
         losses = train_losses(run_path(config_of(prepared, name, steps=20, sharded=True)))
         assert largest_difference(losses, reference) < 1e-6, name
     whole, sharded = (

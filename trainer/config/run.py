@@ -20,11 +20,15 @@ class RunConfig(Section):
 
 
 class DistributionConfig(Section):
-    """How replicas work together. `num_replicas` is for `mirrored` alone: how many devices (default: all GPUs)."""
+    """How replicas work together. `num_replicas` is for `mirrored` alone: how many devices (default: all GPUs).
+
+    `shared_memory` is for Horovod's ranks on the CPUs of one machine: without it they send over Gloo.
+    """
 
     backend: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = "auto"
     num_replicas: Count | None = None
     wire_precision: Literal["float32", "float16"] = "float32"
+    shared_memory: bool = True
     timeout_seconds: Annotated[float, Field(gt=0.0)] = 300.0
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ import tensorflow as tf
 from trainer.config import Config
 from trainer.config_io import load_config
 from trainer.distribution.choice import connect
+from trainer.distribution.horovod import HorovodDistribution
 from trainer.distribution.protocol import Distribution, gather
 from trainer.errors import BackendError, DrumlineError
 from trainer.files import json_bytes, write_atomically
@@ -139,14 +140,9 @@ def _clocks(distribution: Distribution) -> list[int]:
 
 def _library(distribution: Distribution) -> str:
     """What carries the tensors, as far as it can be told."""
-    on_gpus = bool(tf.config.list_logical_devices("GPU"))
-    if distribution.name != "horovod":
-        return "NCCL" if on_gpus else "TensorFlow's own collectives"
-    import horovod.tensorflow as hvd
-
-    if on_gpus and hvd.nccl_built():
-        return "NCCL"
-    return "MPI" if hvd.mpi_enabled() else "Gloo"
+    if isinstance(distribution, HorovodDistribution):
+        return distribution.carrier
+    return "NCCL" if tf.config.list_logical_devices("GPU") else "TensorFlow's own collectives"
 
 
 def main(argv: Sequence[str]) -> int:
