@@ -97,7 +97,7 @@ def train(folder: Path, name: str, shape: tuple[str, ...], num_ranks: int, steps
     if num_ranks == 1:
         subprocess.run(["taskset", "-c", "0", BIN / "drumline", "-q", "train", *given], check=True, stdout=sys.stderr)
     else:
-        drumline("launch", "horovod", *given, "distribution.shared_memory=true", "--workers", f"{num_ranks}")
+        drumline("launch", "horovod", *given, "--workers", f"{num_ranks}")
     lines = [json.loads(line) for line in (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(line["step_seconds"] for line in lines if line["step"] > steps // 3)
 
@@ -127,7 +127,7 @@ def time_all_reduces() -> None:
     from trainer.config import DistributionConfig
     from trainer.distribution import connect
 
-    distribution = connect(DistributionConfig(backend="horovod", shared_memory=True))
+    distribution = connect(DistributionConfig(backend="horovod"))
     reduce = tf.function(lambda values: distribution.all_reduce([values])[0], autograph=False)
     seconds = {}
     for num_bytes in (SMALL, LARGE):

@@ -56,12 +56,7 @@ def main() -> None:
 
 def two_ranks(config: Path) -> float:
     run = new_run(config, "ranks")
-    given = [
-        f"run.name={run.name}",
-        f"train.steps={NUM_STEPS}",
-        "distribution.backend=horovod",
-        "distribution.shared_memory=true",
-    ]
+    given = [f"run.name={run.name}", f"train.steps={NUM_STEPS}", "distribution.backend=horovod"]
     command = drumline("-q", "launch", "horovod", config, *given, "--workers", "2")
     subprocess.run(command, check=True, env=environment(), stdout=sys.stderr)
     return tokens_per_second(run)

@@ -63,7 +63,7 @@ def config_of(
                 "micro_batch_size": micro_batch_size,
             }
             | (train or {}),
-            "distribution": {"backend": "horovod", "shared_memory": True} | (distribution or {}),
+            "distribution": {"backend": "horovod"} | (distribution or {}),
         }
     )
 

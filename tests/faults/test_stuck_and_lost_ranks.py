@@ -89,6 +89,7 @@ def harm(store: Path, figures: Figures, starter: Starter, rank: int, what: signa
     config = two_ranks(store, name, BACKENDS[starter])
     with Gang(command(starter, write_config(config, store / f"{name}.yaml")), store) as gang:
         gang.wait_until(lambda: last_step(run_path(config)) >= 20)
+        time.sleep(1.5)  # a rank tells the others once a second where it is
         since = time.monotonic()
         gang.send(rank, what)
         exit_code = gang.wait(LIMIT_SECONDS)

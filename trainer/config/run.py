@@ -28,7 +28,7 @@ class DistributionConfig(Section):
     backend: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = "auto"
     num_replicas: Count | None = None
     wire_precision: Literal["float32", "float16"] = "float32"
-    shared_memory: bool = False
+    shared_memory: bool = True
     timeout_seconds: Annotated[float, Field(gt=0.0)] = 300.0
 
     @model_validator(mode="after")
