@@ -73,3 +73,36 @@ def test_arguments_results_and_errors_are_those_of_the_function() -> None:
     with pytest.raises(ZeroDivisionError):
         call(1.0, divisor=0.0)
     assert call(3.0, divisor=2.0) == 1.5
+
+
+def test_what_is_made_to_stay_is_not_searched_for_garbage() -> None:
+    """In a process of its own: what is frozen stays so."""
+    program = """
+import gc
+from trainer.heap import made_to_stay
+class Node: pass
+def cycles(number):
+    nodes = [Node() for _ in range(number)]
+    for node in nodes: node.itself = node
+    return nodes
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(info["generation"]))
+with made_to_stay():
+    kept = cycles(100_000)
+    assert collections == [], collections
+assert gc.isenabled()
+assert gc.get_freeze_count() > 100_000
+assert not any(isinstance(each, Node) for each in gc.get_objects())
+# Later garbage is still found.
+lost = cycles(10)
+del lost
+assert gc.collect() >= 10
+# Who collects by hand goes on doing so, also after an error.
+gc.disable()
+try:
+    with made_to_stay():
+        raise KeyError
+except KeyError:
+    assert not gc.isenabled()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.heap import keep_free_ends
+from trainer.heap import keep_free_ends, made_to_stay
 
 if TYPE_CHECKING:
     from trainer.run_directory import RunDirectory
@@ -27,8 +27,9 @@ def started_run(path: Path) -> RunDirectory:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow into a heap that keeps what is freed at its end (`heap.keep_free_ends`), and without the notices
-    that its C++ writes whatever the settings say; all else it says is passed on.
+    """Imports TensorFlow, whose modules stay (`heap.made_to_stay`), into a heap that keeps what is freed at its end
+    (`heap.keep_free_ends`), and without the notices that its C++ writes whatever the settings say; all else it says is
+    passed on.
 
     Where there is no GPU, it is asked for them here: what it then says of a driver that is not there is no news either.
     """
@@ -42,7 +43,8 @@ def import_tensorflow() -> None:
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
         try:
-            tensorflow = importlib.import_module("tensorflow")
+            with made_to_stay():
+                tensorflow = importlib.import_module("tensorflow")
             if not has_gpu:
                 tensorflow.config.list_physical_devices("GPU")
         finally:
