@@ -224,15 +224,14 @@ def share_memory(rank: int, gather: Callable[[Array], Array], timeout_seconds: f
 
 def _open(process: int, file: int, token: int, length: int) -> Rank:
     """Maps what the process has offered; raises OSError where this is not to be had."""
-    descriptor = os.pidfd_open(process)
+    mapped: mmap.mmap | None = None
     with open(f"/proc/{process}/fd/{file}", "r+b") as opened:
-        if os.fstat(opened.fileno()).st_size != length:
-            raise OSError(f"process {process} is not the rank that it is in its container")
-        mapped = mmap.mmap(opened.fileno(), length)
-    header = np.frombuffer(mapped, np.int64, 4)
-    if header[_TOKEN] != token:
+        if os.fstat(opened.fileno()).st_size == length:
+            mapped = mmap.mmap(opened.fileno(), length)
+    if mapped is None or (header := np.frombuffer(mapped, np.int64, 4))[_TOKEN] != token:
         raise OSError(f"process {process} is not the rank that it is in its container")
-    return Rank(header, np.frombuffer(mapped, np.uint8, offset=_HEADER_BYTES).reshape(2, WINDOW_BYTES), descriptor)
+    windows = np.frombuffer(mapped, np.uint8, offset=_HEADER_BYTES).reshape(2, WINDOW_BYTES)
+    return Rank(header, windows, os.pidfd_open(process))
 
 
 def _has_ended(process: int) -> bool:
