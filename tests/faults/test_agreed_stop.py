@@ -73,9 +73,10 @@ def test_one_rank_hears_a_signal_and_both_save_and_leave(store: Path, figures: F
 def test_sigterm_to_one_rank_at_random_moments(store: Path, rounds: int, figures: Figures) -> None:
     """A fifth of the rounds; every second run has long evaluations, in which the signal falls then."""
     references = {}
-    steps = {2: {"steps": 4 * NUM_STEPS}, 800: {}}  # without the evaluations they would be over before they are stopped
-    for batches in steps:
-        reference = saves_only_when_asked(store, f"unstopped-{batches}", batches, steps[batches])
+    # Without long evaluations a run of NUM_STEPS would be over before it is stopped.
+    train_of = {2: {"steps": 4 * NUM_STEPS}, 800: {"steps": NUM_STEPS}}
+    for batches, train in train_of.items():
+        reference = saves_only_when_asked(store, f"unstopped-{batches}", batches, train)
         with Gang(command("horovodrun", write_config(reference, store / f"{reference.run.name}.yaml")), store) as gang:
             assert gang.wait() == 0
         references[batches] = run_path(reference)
@@ -84,7 +85,7 @@ def test_sigterm_to_one_rank_at_random_moments(store: Path, rounds: int, figures
     while tally.stops < max(2, rounds // 5):
         number += 1
         batches = 2 if number % 2 else 800
-        config = saves_only_when_asked(store, f"stopped-{number}", batches, steps[batches])
+        config = saves_only_when_asked(store, f"stopped-{number}", batches, train_of[batches])
         run, start = run_path(config), command("horovodrun", write_config(config, store / f"{config.run.name}.yaml"))
         for _ in range(3):
             with Gang(start, store) as gang:
