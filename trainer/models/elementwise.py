@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.models.compilation_ahead import compiled_by_xla
@@ -38,12 +39,23 @@ def is_apart() -> bool:
     return _is_apart.get()
 
 
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as XLA compiles it by itself, whoever calls it: gradients are asked for outside `compiled_apart`."""
+
+    @functools.wraps(function)
+    def apart(*arguments: Any) -> Any:
+        with compiled_apart():
+            return function(*arguments)
+
+    return compiled_by_xla(apart)
+
+
 def chain(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """A chain (tensors and numbers) -> tensor, whose gradient computes from the same arguments again what it needs: between
     the products nothing but these is kept."""
-    forward = compiled_by_xla(function)
+    forward = _compiled(function)
 
-    @compiled_by_xla
+    @_compiled
     def backward(upstream: tf.Tensor, *arguments: Any) -> list[tf.Tensor]:
         tensors = [each for each in arguments if isinstance(each, tf.Tensor)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -67,36 +79,100 @@ def chain(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     return call
 
 
+def _widened(x: tf.Tensor) -> tf.Tensor:
+    """`x` as float32, whose gradient is `_narrowed`."""
+    if x.dtype != tf.bfloat16 or not is_apart():
+        return tf.cast(x, tf.float32)
+    return tf.custom_gradient(lambda x: (tf.cast(x, tf.float32), _rounded_to_bfloat16))(x)
+
+
+def _narrowed(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """`x`, float32, as `dtype`, whose gradient is float32 again."""
+    if dtype != tf.bfloat16 or not is_apart():
+        return tf.cast(x, dtype)
+    return tf.custom_gradient(lambda x: (_rounded_to_bfloat16(x), lambda upstream: tf.cast(upstream, tf.float32)))(x)
+
+
+def _rounded_to_bfloat16(x: tf.Tensor) -> tf.Tensor:
+    """What `tf.cast` makes of float32, by arithmetic of its bits: to the nearest, of two as near to the even one. On a CPU XLA's
+    own conversion halves the width of all vectors of the loop that it stands in, and takes as long as a GELU."""
+    bits = tf.bitcast(x, tf.uint32)
+    is_odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, np.uint32(16)), np.uint32(1))
+    rounded = tf.bitwise.right_shift(bits + np.uint32(0x7FFF) + is_odd, np.uint32(16))
+    rounded = tf.where(tf.math.is_nan(x), np.uint32(0x7FC0), rounded)  # adding might carry a NaN's bits away
+    return tf.bitcast(tf.cast(rounded, tf.uint16), tf.bfloat16)
+
+
+def _row_sums(x: tf.Tensor) -> tf.Tensor:
+    """Over the last axis, which stays, of length 1. XLA makes sums one number at a time on a CPU, but not products: with ones
+    they take a fifth of the time."""
+    if not is_apart():
+        return tf.reduce_sum(x, -1, keepdims=True)
+    sums_N1 = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), tf.ones((x.shape[-1], 1)))
+    return tf.reshape(sums_N1, tf.concat([tf.shape(x)[:-1], [1]], 0))
+
+
+def _row_means(x: tf.Tensor) -> tf.Tensor:
+    return _row_sums(x) / x.shape[-1]
+
+
+def _column_sums(x: tf.Tensor) -> tf.Tensor:
+    """Over all axes but the last. On a CPU by adding stretches of rows to one another, which XLA does for many columns at once."""
+    x_NC = tf.reshape(x, (-1, x.shape[-1]))
+    while is_apart() and x_NC.shape[0] and (num_stretches := _num_stretches(x_NC.shape[0], at_most=16)) > 1:
+        x_NC = tf.add_n(tf.split(x_NC, num_stretches))
+    return tf.reduce_sum(x_NC, 0)
+
+
+def _num_stretches(length: int, at_most: int) -> int:
+    """Into how many of one size something of this length can be split."""
+    return max(number for number in range(1, at_most + 1) if length % number == 0)
+
+
 @chain
 def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor | None, is_centred: bool, epsilon: float) -> tf.Tensor:
     """LayerNorm (Ba et al. 2016) where `is_centred`, otherwise RMSNorm (Zhang and Sennrich 2019), over the last axis:
     computed in float32, and of x's type again."""
-    y = tf.cast(x, tf.float32)
-    if is_centred:
-        y -= tf.reduce_mean(y, -1, keepdims=True)
-    y *= tf.math.rsqrt(tf.reduce_mean(tf.square(y), -1, keepdims=True) + epsilon)
-    y *= tf.cast(gain, tf.float32)
-    if bias is not None:
-        y += tf.cast(bias, tf.float32)
-    return tf.cast(y, x.dtype)
+
+    @tf.custom_gradient
+    def differentiable(
+        x: tf.Tensor, gain: tf.Tensor, *bias: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+        wide, wide_gain = tf.cast(x, tf.float32), tf.cast(gain, tf.float32)
+        centred = wide - _row_means(wide) if is_centred else wide
+        scale = tf.math.rsqrt(_row_means(tf.square(centred)) + epsilon)
+        normal = centred * scale
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            wide_upstream = tf.cast(upstream, tf.float32)
+            by_normal = wide_upstream * wide_gain
+            by_x = scale * (by_normal - normal * _row_means(by_normal * normal))
+            if is_centred:
+                by_x -= _row_means(by_x)
+            by_gain = _narrowed(_column_sums(wide_upstream * normal), gain.dtype)
+            return _narrowed(by_x, x.dtype), by_gain, *(_narrowed(_column_sums(wide_upstream), each.dtype) for each in bias)
+
+        return _narrowed(sum((tf.cast(each, tf.float32) for each in bias), normal * wide_gain), x.dtype), gradient
+
+    return differentiable(x, gain) if bias is None else differentiable(x, gain, bias)
 
 
 @chain
 def gelu(x: tf.Tensor, is_approximate: bool) -> tf.Tensor:
     """Hendrycks and Gimpel 2016, arXiv:1606.08415: in the tanh form, or exactly; computed in float32."""
-    return tf.cast(tf.nn.gelu(tf.cast(x, tf.float32), approximate=is_approximate), x.dtype)
+    return _narrowed(tf.nn.gelu(_widened(x), approximate=is_approximate), x.dtype)
 
 
 @chain
 def gated_gelu(gate: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """What the gate's GELU lets through (Shazeer 2020, arXiv:2002.05202); computed in float32."""
-    return tf.cast(tf.nn.gelu(tf.cast(gate, tf.float32), approximate=True) * tf.cast(x, tf.float32), x.dtype)
+    return _narrowed(tf.nn.gelu(_widened(gate), approximate=True) * _widened(x), x.dtype)
 
 
 @chain
 def gated_silu(gate: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """What the gate's SiLU lets through; computed in float32."""
-    return tf.cast(tf.nn.silu(tf.cast(gate, tf.float32)) * tf.cast(x, tf.float32), x.dtype)
+    return _narrowed(tf.nn.silu(_widened(gate)) * _widened(x), x.dtype)
 
 
 def masked_softmax(scores_BHTS: tf.Tensor, mask_TS: tf.Tensor, scale: float) -> tf.Tensor:
@@ -123,13 +199,13 @@ def _masked_softmax(scores: tf.Tensor, mask: tf.Tensor, scale: float) -> tf.Tens
     shifted = tf.cast(scores, tf.float32)
     if scale != 1.0:
         shifted *= scale
-    return tf.cast(tf.nn.softmax(shifted + mask), scores.dtype)
+    return _narrowed(tf.nn.softmax(shifted + mask), scores.dtype)
 
 
 def _masked_softmax_gradient(probabilities: tf.Tensor, upstream: tf.Tensor, scale: float) -> tf.Tensor:
     """By the scores, from the probabilities alone: the exponentials are not computed again."""
     p, u = tf.cast(probabilities, tf.float32), tf.cast(upstream, tf.float32)
-    return tf.cast(p * (u - tf.reduce_sum(p * u, -1, keepdims=True)) * scale, probabilities.dtype)
+    return _narrowed(p * (u - _row_sums(p * u)) * scale, probabilities.dtype)
 
 
 def _masked_softmaxes(scores: Sequence[tf.Tensor], masks: Sequence[tf.Tensor], scale: float) -> list[tf.Tensor]:
@@ -142,8 +218,8 @@ def _masked_softmax_gradients(
     return [_masked_softmax_gradient(each, upstream, scale) for each, upstream in zip(probabilities, upstreams, strict=True)]
 
 
-_compiled_masked_softmaxes = compiled_by_xla(_masked_softmaxes)
-_compiled_masked_softmax_gradients = compiled_by_xla(_masked_softmax_gradients)
+_compiled_masked_softmaxes = _compiled(_masked_softmaxes)
+_compiled_masked_softmax_gradients = _compiled(_masked_softmax_gradients)
 
 
 def masked_softmaxes_with_gradients() -> tuple[Callable[..., list[tf.Tensor]], Callable[..., list[tf.Tensor]]]:
@@ -207,7 +283,7 @@ def _cross_entropy(logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, 
 
 def _without_padding(logits_NV: tf.Tensor, num_classes: int) -> tf.Tensor:
     """What stands after the classes becomes as unlikely as can be."""
-    if logits_NV.shape[1] == num_classes:
+    if logits_NV.shape[1] <= num_classes:
         return logits_NV
     return tf.where(tf.range(logits_NV.shape[1]) < num_classes, logits_NV, tf.float32.min)
 
@@ -222,21 +298,25 @@ def _even_cross_entropy(logits_NV: tf.Tensor, num_classes: int) -> tf.Tensor:
     return tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_sum(logits_NV * _even_weights(logits_NV, num_classes), -1)
 
 
-@compiled_by_xla
+@_compiled
 def _compiled_cross_entropy(
     logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, num_classes: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The losses, and the logarithms of the partition functions."""
-    logits = _without_padding(tf.cast(logits_NV, tf.float32), num_classes)
-    log_sums_N = tf.reduce_logsumexp(logits, -1)
-    own_N = tf.gather(logits, labels_N, batch_dims=1)
+    # A stretch of the rows at a time: XLA takes one loop then for widening and adding their exponentials, and keeps none.
+    stretches = tf.split(logits_NV, _num_stretches(logits_NV.shape[1], at_most=8), 1)
+    size = stretches[0].shape[1]
+    wide = [_without_padding(tf.cast(each, tf.float32), num_classes - place * size) for place, each in enumerate(stretches)]
+    maxima_N1 = tf.reduce_max(functools.reduce(tf.maximum, wide), 1, keepdims=True)
+    log_sums_N = tf.squeeze(maxima_N1, 1) + tf.math.log(tf.reduce_sum(tf.add_n([tf.exp(each - maxima_N1) for each in wide]), 1))
+    own_N = tf.cast(tf.gather(logits_NV, labels_N, batch_dims=1), tf.float32)
     losses_N = log_sums_N - (1.0 - smoothing) * own_N
     if smoothing:
-        losses_N -= smoothing * tf.reduce_sum(logits * _even_weights(logits, num_classes), -1)
+        losses_N -= smoothing * tf.reduce_sum(tf.cast(logits_NV, tf.float32) * _even_weights(logits_NV, num_classes), -1)
     return losses_N, log_sums_N
 
 
-@compiled_by_xla
+@_compiled
 def _cross_entropy_gradient(
     logits_NV: tf.Tensor,
     log_sums_N: tf.Tensor,
@@ -252,4 +332,4 @@ def _cross_entropy_gradient(
     aimed = tf.where(is_label, 1.0 - smoothing, 0.0)
     if smoothing:
         aimed += smoothing * _even_weights(logits, num_classes)
-    return tf.cast((probabilities - aimed) * upstream_N[:, None], logits_NV.dtype)
+    return _narrowed((probabilities - aimed) * upstream_N[:, None], logits_NV.dtype)
