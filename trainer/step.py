@@ -18,7 +18,7 @@ from trainer.models.blocks import DropoutKey
 from trainer.models.elementwise import compiled_apart
 from trainer.models.parameters import Parameter
 from trainer.optimizers.average import kept_of_average, move_average
-from trainer.optimizers.choice import update_weight
+from trainer.optimizers.choice import ELEMENTWISE, update_weight
 from trainer.optimizers.scalars import UpdateScalars, update_scalars
 from trainer.optimizers.schedules import learning_rate
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
@@ -182,7 +182,7 @@ def _update_function(
     wire_scale = 1.0 / (plan.global_batch_size * config.data.sequence_length * sum_scale)
 
     reduce = _reduction(config, state, distribution, wire_scale)
-    change_weights = _change_of_weights(config, state, distribution, trained)
+    change_weights = _change_of_weights(config, state, distribution, trained, compiler)
 
     def update(batch: dict[str, tf.Tensor], step: tf.Tensor, arrived: tf.Tensor) -> dict[str, tf.Tensor]:
         # The clock is to be read before the computation is under way, and the mark set when it is.
@@ -335,12 +335,12 @@ def _after(mark: Callable[[], tf.Operation], tensors: list[tf.Tensor]) -> list[t
 
 
 def _change_of_weights(
-    config: Config, state: TrainingState, distribution: Distribution, trained: list[str]
+    config: Config, state: TrainingState, distribution: Distribution, trained: list[str], compiler: Compiler
 ) -> Callable[[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], None]:
     """What changes all trained weights by (gradients, factor, rate, step), where the last argument is true."""
     if state.share is not None:
         return sharded_update(config, state, distribution, trained)
-    change = _weight_update(config)
+    change = _weight_update(config, compiler)
 
     def change_all(gradients: list[tf.Tensor], factor: tf.Tensor, rate: tf.Tensor, step: tf.Tensor, only_if: tf.Tensor) -> None:
         decay = config.train.average_decay
@@ -354,8 +354,12 @@ def _change_of_weights(
     return change_all
 
 
-def _weight_update(config: Config) -> Callable[..., None]:
-    """The change of one weight, of what the optimizer keeps of it, and of its average where there is one."""
+def _weight_update(config: Config, compiler: Compiler) -> Callable[..., None]:
+    """The change of one weight, of what the optimizer keeps of it, and of its average where there is one.
+
+    Where XLA compiles elementwise chains, that of a matrix is one, in place: it takes as long as memory takes to be read and
+    written once. Python traces it once for all matrices of a kind.
+    """
 
     def change(
         weight: tf.Variable,
@@ -371,7 +375,14 @@ def _weight_update(config: Config) -> Callable[..., None]:
         if average is not None:
             move_average(average, weight, kept)
 
-    return change
+    if compiler != "elementwise" or config.optimizer.kind not in ELEMENTWISE:
+        return change
+    compiled = tf.function(change, jit_compile=True, autograph=False)
+
+    def change_apart(weight: tf.Variable, *others: Any) -> None:
+        (change if len(weight.shape) < 2 else compiled)(weight, *others)
+
+    return change_apart
 
 
 def _loss_scale_update(growth_steps: int) -> Callable[..., None]:

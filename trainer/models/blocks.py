@@ -62,7 +62,7 @@ def linear(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) ->
     if model.lora is not None and f"{name}.lora_down" in weights:
         y += tf.matmul(tf.matmul(x, weights[f"{name}.lora_down"]), weights[f"{name}.lora_up"]) * model.lora.scale
     if f"{name}.bias" in weights:
-        y = tf.nn.bias_add(y, weights[f"{name}.bias"])
+        y = elementwise.add_bias(y, weights[f"{name}.bias"])
     return tf.reshape(y, shape)
 
 

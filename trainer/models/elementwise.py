@@ -117,11 +117,14 @@ def _row_means(x: tf.Tensor) -> tf.Tensor:
 
 
 def _column_sums(x: tf.Tensor) -> tf.Tensor:
-    """Over all axes but the last. On a CPU by adding stretches of rows to one another, which XLA does for many columns at once."""
+    """Over all axes but the last, in float32. On a CPU by adding stretches of rows to one another, which XLA does for many
+    columns at once."""
     x_NC = tf.reshape(x, (-1, x.shape[-1]))
-    while is_apart() and x_NC.shape[0] and (num_stretches := _num_stretches(x_NC.shape[0], at_most=16)) > 1:
-        x_NC = tf.add_n(tf.split(x_NC, num_stretches))
-    return tf.reduce_sum(x_NC, 0)
+    if is_apart() and x_NC.shape[0]:
+        at_most = 16 if x.dtype == tf.float32 else 8  # more it would widen in a loop of its own
+        while (num_stretches := _num_stretches(x_NC.shape[0], at_most)) > 1:
+            x_NC, at_most = tf.add_n([tf.cast(each, tf.float32) for each in tf.split(x_NC, num_stretches)]), 16
+    return tf.reduce_sum(tf.cast(x_NC, tf.float32), 0)
 
 
 def _num_stretches(length: int, at_most: int) -> int:
@@ -150,11 +153,32 @@ def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor | None, is_centred:
             if is_centred:
                 by_x -= _row_means(by_x)
             by_gain = _narrowed(_column_sums(wide_upstream * normal), gain.dtype)
-            return _narrowed(by_x, x.dtype), by_gain, *(_narrowed(_column_sums(wide_upstream), each.dtype) for each in bias)
+            return _narrowed(by_x, x.dtype), by_gain, *(_narrowed(_column_sums(upstream), each.dtype) for each in bias)
 
         return _narrowed(sum((tf.cast(each, tf.float32) for each in bias), normal * wide_gain), x.dtype), gradient
 
     return differentiable(x, gain) if bias is None else differentiable(x, gain, bias)
+
+
+def add_bias(x_NC: tf.Tensor, bias_C: tf.Tensor) -> tf.Tensor:
+    """x + bias, whose gradient by the bias is summed in float32 and then rounded. TensorFlow's is summed in x's type: in bfloat16
+    it is wrong by a twentieth after 2,048 rows."""
+    if x_NC.dtype == tf.float32:
+        return tf.nn.bias_add(x_NC, bias_C)
+    sums = _compiled_bias_gradient if is_apart() else _bias_gradient
+
+    @tf.custom_gradient
+    def differentiable(x: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+        return tf.nn.bias_add(x, bias), lambda upstream: (upstream, sums(upstream))
+
+    return differentiable(x_NC, bias_C)
+
+
+def _bias_gradient(upstream_NC: tf.Tensor) -> tf.Tensor:
+    return _narrowed(_column_sums(upstream_NC), upstream_NC.dtype)
+
+
+_compiled_bias_gradient = _compiled(_bias_gradient)
 
 
 @chain

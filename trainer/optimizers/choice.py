@@ -11,6 +11,9 @@ from trainer.models.parameters import Parameter
 from trainer.optimizers import adafactor, adamw, lamb, lion, muon
 from trainer.optimizers.scalars import UpdateScalars
 
+# Those that change each number of a weight by what belongs to that number alone.
+ELEMENTWISE = ("adamw", "adam", "lion")
+
 
 def update_weight(
     optimizer: OptimizerConfig,
