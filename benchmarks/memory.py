@@ -294,8 +294,8 @@ def _gradient_difference(contestant: Contestant, precision: str) -> float:
     import tensorflow as tf
 
     from trainer.config import Config
+    from trainer.models.apart import compiled_apart
     from trainer.models.blocks import DropoutKey
-    from trainer.models.elementwise import compiled_apart
     from trainer.sizes import Sizes
     from trainer.step import choose_compiler
     from trainer.tasks.choice import choose_task

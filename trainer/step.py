@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from trainer.config import BatchPlan, Config
 from trainer.distribution import Distribution
+from trainer.models.apart import compiled_apart
 from trainer.models.blocks import DropoutKey
-from trainer.models.elementwise import compiled_apart
 from trainer.models.parameters import Parameter
 from trainer.optimizers.average import kept_of_average, move_average
 from trainer.optimizers.choice import ELEMENTWISE, update_weight

@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 
 from trainer.config import ModelConfig
+from trainer.models.apart import compiled_apart
 from trainer.models.attention import attend
 from trainer.models.blocks import DropoutKey, causal_mask, segment_mask
-from trainer.models.elementwise import compiled_apart
 from trainer.models.parameters import query_blocks
 from trainer.step import Compiler
 

@@ -21,8 +21,8 @@ from tests.unit.test_models_families import (
     rows,
 )
 from trainer.config import ModelConfig
+from trainer.models.apart import compiled_apart
 from trainer.models.blocks import DropoutKey
-from trainer.models.elementwise import compiled_apart
 from trainer.models.parameters import parameters
 from trainer.step import Compiler
 
@@ -65,7 +65,7 @@ def assert_same(model: ModelConfig, *, compiler: Compiler) -> None:
     for name, expected in kept[1].items():
         norm = np.linalg.norm(expected)
         assert norm > 0.0 or name in ("output", "type_embedding", "masked.bias")
-        assert np.linalg.norm(again[1][name] - expected) <= 2e-6 * norm, name
+        assert np.linalg.norm(again[1][name] - expected) <= 3e-6 * norm, name
 
 
 @each_model

@@ -207,8 +207,8 @@ def test_gradients_of_all_samples_at_once_are_those_of_each_by_itself(
     """With dropout, whose masks belong to rows; and with chains that XLA compiles."""
     import tensorflow as tf
 
+    from trainer.models.apart import compiled_apart
     from trainer.models.blocks import DropoutKey
-    from trainer.models.elementwise import compiled_apart
     from trainer.privacy.gradients import clipped_sums
     from trainer.sizes import Sizes
     from trainer.tasks.choice import choose_task

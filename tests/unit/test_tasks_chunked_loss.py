@@ -18,8 +18,8 @@ import tensorflow as tf
 from tests.unit.task_examples import example_config
 from tests.unit.test_tasks_packing import TOKENIZER, example_arrays, example_weights
 from trainer.config import Config
+from trainer.models.apart import compiled_apart
 from trainer.models.blocks import DropoutKey, TokenOutput
-from trainer.models.elementwise import compiled_apart
 from trainer.tasks import chunked_loss
 from trainer.tasks.choice import choose_task
 from trainer.tasks.losses import evaluate_output, output_loss_sums

@@ -11,51 +11,21 @@ Axes: N positions, V tokens, H heads, T queries, S keys.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from trainer.models.compilation_ahead import compiled_by_xla
-
-_is_apart = ContextVar("is_apart", default=False)
-
-
-@contextmanager
-def compiled_apart(is_apart: bool = True) -> Iterator[None]:
-    """While the graph is built inside, XLA compiles each chain by itself."""
-    token = _is_apart.set(is_apart)
-    try:
-        yield
-    finally:
-        _is_apart.reset(token)
-
-
-def is_apart() -> bool:
-    """Whether the graph is being built inside `compiled_apart`."""
-    return _is_apart.get()
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as XLA compiles it by itself, whoever calls it: gradients are asked for outside `compiled_apart`."""
-
-    @functools.wraps(function)
-    def apart(*arguments: Any) -> Any:
-        with compiled_apart():
-            return function(*arguments)
-
-    return compiled_by_xla(apart)
+from trainer.models.apart import compiled, is_apart
+from trainer.models.vectorized import column_sums, narrowed, row_means, row_sums, stretches, widened
 
 
 def chain(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """A chain (tensors and numbers) -> tensor, whose gradient computes from the same arguments again what it needs: between
     the products nothing but these is kept."""
-    forward = _compiled(function)
+    forward = compiled(function)
 
-    @_compiled
+    @compiled
     def backward(upstream: tf.Tensor, *arguments: Any) -> list[tf.Tensor]:
         tensors = [each for each in arguments if isinstance(each, tf.Tensor)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -79,59 +49,6 @@ def chain(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     return call
 
 
-def _widened(x: tf.Tensor) -> tf.Tensor:
-    """`x` as float32, whose gradient is `_narrowed`."""
-    if x.dtype != tf.bfloat16 or not is_apart():
-        return tf.cast(x, tf.float32)
-    return tf.custom_gradient(lambda x: (tf.cast(x, tf.float32), _rounded_to_bfloat16))(x)
-
-
-def _narrowed(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """`x`, float32, as `dtype`, whose gradient is float32 again."""
-    if dtype != tf.bfloat16 or not is_apart():
-        return tf.cast(x, dtype)
-    return tf.custom_gradient(lambda x: (_rounded_to_bfloat16(x), lambda upstream: tf.cast(upstream, tf.float32)))(x)
-
-
-def _rounded_to_bfloat16(x: tf.Tensor) -> tf.Tensor:
-    """What `tf.cast` makes of float32, by arithmetic of its bits: to the nearest, of two as near to the even one. On a CPU XLA's
-    own conversion halves the width of all vectors of the loop that it stands in, and takes as long as a GELU."""
-    bits = tf.bitcast(x, tf.uint32)
-    is_odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, np.uint32(16)), np.uint32(1))
-    rounded = tf.bitwise.right_shift(bits + np.uint32(0x7FFF) + is_odd, np.uint32(16))
-    rounded = tf.where(tf.math.is_nan(x), np.uint32(0x7FC0), rounded)  # adding might carry a NaN's bits away
-    return tf.bitcast(tf.cast(rounded, tf.uint16), tf.bfloat16)
-
-
-def _row_sums(x: tf.Tensor) -> tf.Tensor:
-    """Over the last axis, which stays, of length 1. XLA makes sums one number at a time on a CPU, but not products: with ones
-    they take a fifth of the time."""
-    if not is_apart():
-        return tf.reduce_sum(x, -1, keepdims=True)
-    sums_N1 = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), tf.ones((x.shape[-1], 1)))
-    return tf.reshape(sums_N1, tf.concat([tf.shape(x)[:-1], [1]], 0))
-
-
-def _row_means(x: tf.Tensor) -> tf.Tensor:
-    return _row_sums(x) / x.shape[-1]
-
-
-def _column_sums(x: tf.Tensor) -> tf.Tensor:
-    """Over all axes but the last, in float32. On a CPU by adding stretches of rows to one another, which XLA does for many
-    columns at once."""
-    x_NC = tf.reshape(x, (-1, x.shape[-1]))
-    if is_apart() and x_NC.shape[0]:
-        at_most = 16 if x.dtype == tf.float32 else 8  # more it would widen in a loop of its own
-        while (num_stretches := _num_stretches(x_NC.shape[0], at_most)) > 1:
-            x_NC, at_most = tf.add_n([tf.cast(each, tf.float32) for each in tf.split(x_NC, num_stretches)]), 16
-    return tf.reduce_sum(tf.cast(x_NC, tf.float32), 0)
-
-
-def _num_stretches(length: int, at_most: int) -> int:
-    """Into how many of one size something of this length can be split."""
-    return max(number for number in range(1, at_most + 1) if length % number == 0)
-
-
 @chain
 def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor | None, is_centred: bool, epsilon: float) -> tf.Tensor:
     """LayerNorm (Ba et al. 2016) where `is_centred`, otherwise RMSNorm (Zhang and Sennrich 2019), over the last axis:
@@ -142,27 +59,27 @@ def normalize(x: tf.Tensor, gain: tf.Tensor, bias: tf.Tensor | None, is_centred:
         x: tf.Tensor, gain: tf.Tensor, *bias: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
         wide, wide_gain = tf.cast(x, tf.float32), tf.cast(gain, tf.float32)
-        centred = wide - _row_means(wide) if is_centred else wide
-        scale = tf.math.rsqrt(_row_means(tf.square(centred)) + epsilon)
+        centred = wide - row_means(wide) if is_centred else wide
+        scale = tf.math.rsqrt(row_means(tf.square(centred)) + epsilon)
         normal = centred * scale
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             wide_upstream = tf.cast(upstream, tf.float32)
             by_normal = wide_upstream * wide_gain
-            by_x = scale * (by_normal - normal * _row_means(by_normal * normal))
+            by_x = scale * (by_normal - normal * row_means(by_normal * normal))
             if is_centred:
-                by_x -= _row_means(by_x)
-            by_gain = _narrowed(_column_sums(wide_upstream * normal), gain.dtype)
-            return _narrowed(by_x, x.dtype), by_gain, *(_narrowed(_column_sums(upstream), each.dtype) for each in bias)
+                by_x -= row_means(by_x)
+            by_gain = narrowed(column_sums(wide_upstream * normal), gain.dtype)
+            return narrowed(by_x, x.dtype), by_gain, *(narrowed(column_sums(upstream), each.dtype) for each in bias)
 
-        return _narrowed(sum((tf.cast(each, tf.float32) for each in bias), normal * wide_gain), x.dtype), gradient
+        return narrowed(sum((tf.cast(each, tf.float32) for each in bias), normal * wide_gain), x.dtype), gradient
 
     return differentiable(x, gain) if bias is None else differentiable(x, gain, bias)
 
 
 def add_bias(x_NC: tf.Tensor, bias_C: tf.Tensor) -> tf.Tensor:
-    """x + bias, whose gradient by the bias is summed in float32 and then rounded. TensorFlow's is summed in x's type: in bfloat16
-    it is wrong by a twentieth after 2,048 rows."""
+    """x + bias, whose gradient by the bias is summed in float32 and then rounded. TensorFlow's is summed in x's type: in
+    bfloat16 it is wrong by a twentieth after 2,048 rows."""
     if x_NC.dtype == tf.float32:
         return tf.nn.bias_add(x_NC, bias_C)
     sums = _compiled_bias_gradient if is_apart() else _bias_gradient
@@ -175,28 +92,28 @@ def add_bias(x_NC: tf.Tensor, bias_C: tf.Tensor) -> tf.Tensor:
 
 
 def _bias_gradient(upstream_NC: tf.Tensor) -> tf.Tensor:
-    return _narrowed(_column_sums(upstream_NC), upstream_NC.dtype)
+    return narrowed(column_sums(upstream_NC), upstream_NC.dtype)
 
 
-_compiled_bias_gradient = _compiled(_bias_gradient)
+_compiled_bias_gradient = compiled(_bias_gradient)
 
 
 @chain
 def gelu(x: tf.Tensor, is_approximate: bool) -> tf.Tensor:
     """Hendrycks and Gimpel 2016, arXiv:1606.08415: in the tanh form, or exactly; computed in float32."""
-    return _narrowed(tf.nn.gelu(_widened(x), approximate=is_approximate), x.dtype)
+    return narrowed(tf.nn.gelu(widened(x), approximate=is_approximate), x.dtype)
 
 
 @chain
 def gated_gelu(gate: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """What the gate's GELU lets through (Shazeer 2020, arXiv:2002.05202); computed in float32."""
-    return _narrowed(tf.nn.gelu(_widened(gate), approximate=True) * _widened(x), x.dtype)
+    return narrowed(tf.nn.gelu(widened(gate), approximate=True) * widened(x), x.dtype)
 
 
 @chain
 def gated_silu(gate: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """What the gate's SiLU lets through; computed in float32."""
-    return _narrowed(tf.nn.silu(_widened(gate)) * _widened(x), x.dtype)
+    return narrowed(tf.nn.silu(widened(gate)) * widened(x), x.dtype)
 
 
 def masked_softmax(scores_BHTS: tf.Tensor, mask_TS: tf.Tensor, scale: float) -> tf.Tensor:
@@ -223,13 +140,13 @@ def _masked_softmax(scores: tf.Tensor, mask: tf.Tensor, scale: float) -> tf.Tens
     shifted = tf.cast(scores, tf.float32)
     if scale != 1.0:
         shifted *= scale
-    return _narrowed(tf.nn.softmax(shifted + mask), scores.dtype)
+    return narrowed(tf.nn.softmax(shifted + mask), scores.dtype)
 
 
 def _masked_softmax_gradient(probabilities: tf.Tensor, upstream: tf.Tensor, scale: float) -> tf.Tensor:
     """By the scores, from the probabilities alone: the exponentials are not computed again."""
     p, u = tf.cast(probabilities, tf.float32), tf.cast(upstream, tf.float32)
-    return _narrowed(p * (u - _row_sums(p * u)) * scale, probabilities.dtype)
+    return narrowed(p * (u - row_sums(p * u)) * scale, probabilities.dtype)
 
 
 def _masked_softmaxes(scores: Sequence[tf.Tensor], masks: Sequence[tf.Tensor], scale: float) -> list[tf.Tensor]:
@@ -242,8 +159,8 @@ def _masked_softmax_gradients(
     return [_masked_softmax_gradient(each, upstream, scale) for each, upstream in zip(probabilities, upstreams, strict=True)]
 
 
-_compiled_masked_softmaxes = _compiled(_masked_softmaxes)
-_compiled_masked_softmax_gradients = _compiled(_masked_softmax_gradients)
+_compiled_masked_softmaxes = compiled(_masked_softmaxes)
+_compiled_masked_softmax_gradients = compiled(_masked_softmax_gradients)
 
 
 def masked_softmaxes_with_gradients() -> tuple[Callable[..., list[tf.Tensor]], Callable[..., list[tf.Tensor]]]:
@@ -322,17 +239,18 @@ def _even_cross_entropy(logits_NV: tf.Tensor, num_classes: int) -> tf.Tensor:
     return tf.reduce_logsumexp(logits_NV, -1) - tf.reduce_sum(logits_NV * _even_weights(logits_NV, num_classes), -1)
 
 
-@_compiled
+@compiled
 def _compiled_cross_entropy(
     logits_NV: tf.Tensor, labels_N: tf.Tensor, smoothing: float, num_classes: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The losses, and the logarithms of the partition functions."""
     # A stretch of the rows at a time: XLA takes one loop then for widening and adding their exponentials, and keeps none.
-    stretches = tf.split(logits_NV, _num_stretches(logits_NV.shape[1], at_most=8), 1)
-    size = stretches[0].shape[1]
-    wide = [_without_padding(tf.cast(each, tf.float32), num_classes - place * size) for place, each in enumerate(stretches)]
+    parts = stretches(logits_NV, 8, axis=1)
+    size = parts[0].shape[1]
+    wide = [_without_padding(tf.cast(part, tf.float32), num_classes - place * size) for place, part in enumerate(parts)]
     maxima_N1 = tf.reduce_max(functools.reduce(tf.maximum, wide), 1, keepdims=True)
-    log_sums_N = tf.squeeze(maxima_N1, 1) + tf.math.log(tf.reduce_sum(tf.add_n([tf.exp(each - maxima_N1) for each in wide]), 1))
+    sums_N = tf.reduce_sum(tf.add_n([tf.exp(part - maxima_N1) for part in wide]), 1)
+    log_sums_N = tf.squeeze(maxima_N1, 1) + tf.math.log(sums_N)
     own_N = tf.cast(tf.gather(logits_NV, labels_N, batch_dims=1), tf.float32)
     losses_N = log_sums_N - (1.0 - smoothing) * own_N
     if smoothing:
@@ -340,7 +258,7 @@ def _compiled_cross_entropy(
     return losses_N, log_sums_N
 
 
-@_compiled
+@compiled
 def _cross_entropy_gradient(
     logits_NV: tf.Tensor,
     log_sums_N: tf.Tensor,
@@ -356,4 +274,4 @@ def _cross_entropy_gradient(
     aimed = tf.where(is_label, 1.0 - smoothing, 0.0)
     if smoothing:
         aimed += smoothing * _even_weights(logits, num_classes)
-    return _narrowed((probabilities - aimed) * upstream_N[:, None], logits_NV.dtype)
+    return narrowed((probabilities - aimed) * upstream_N[:, None], logits_NV.dtype)

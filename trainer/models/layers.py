@@ -8,8 +8,8 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from trainer.config import ModelConfig
+from trainer.models.apart import compiled_apart, is_apart
 from trainer.models.blocks import DropoutKey, Site, Weights
-from trainer.models.elementwise import compiled_apart, is_apart
 from trainer.models.recompute import Tensors, recomputed
 
 Block = Callable[..., tf.Tensor]  # (model, weights, name, *inputs, *around, dropout key, site) -> output

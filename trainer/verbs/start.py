@@ -31,12 +31,14 @@ def import_tensorflow() -> None:
     (`heap.keep_free_ends`), and without the notices that its C++ writes whatever the settings say; all else it says is
     passed on.
 
-    Where there is no GPU, it is asked for them here: what it then says of a driver that is not there is no news either.
+    Where there is no GPU, it is asked for them here: what it then says of a driver that is not there is no news either. And
+    XLA is to use a CPU's vectors in their full width, which it halves as Intel's first 512-bit ones slowed down a core.
     """
     from launch.local import TENSORFLOW_NOTICE
     from launch.machine import find_machine
 
     keep_free_ends()
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
     has_gpu = bool(find_machine().gpus)
     sys.stderr.flush()
     stderr = os.dup(2)
