@@ -96,7 +96,7 @@ def test_a_layer_takes_no_matrix_product_more_than_its_arithmetic(compiler: Comp
     assert sum(kernels[product] for product in PRODUCTS) == 18
 
 
-@pytest.mark.parametrize(("compiler", "most"), [("elementwise", 100), ("graph", 169)])
+@pytest.mark.parametrize(("compiler", "most"), [("elementwise", 84), ("graph", 165)])
 def test_an_update_launches_no_more_kernels_for_a_layer_than_it_did(compiler: Compiler, most: int, directory: Path) -> None:
     kernels = of_a_layer(compiler, directory).kernels
     assert 0 < kernels.total() <= most, kernels.most_common()
@@ -104,15 +104,15 @@ def test_an_update_launches_no_more_kernels_for_a_layer_than_it_did(compiler: Co
 
 def test_compiled_apart_chains_are_one_launch_each(directory: Path) -> None:
     kernels = of_a_layer("elementwise", directory).kernels
-    # Two norms, an activation, a softmax: forward and backward.
-    assert kernels[COMPILED] == 8, kernels.most_common()
+    # Two norms, an activation, a softmax: forward and backward. And the updates of four matrices.
+    assert kernels[COMPILED] == 12, kernels.most_common()
 
 
 def test_what_does_not_grow_with_the_layers_launches_no_more_kernels_than_it_did(directory: Path) -> None:
     whole, layer = counts("elementwise", 1, directory).kernels, of_a_layer("elementwise", directory).kernels
-    assert whole.total() - layer.total() <= 112, (whole - layer).most_common()
+    assert whole.total() - layer.total() <= 104, (whole - layer).most_common()
 
 
-@pytest.mark.parametrize(("compiler", "most"), [("xla", 365), ("elementwise", 135)])
+@pytest.mark.parametrize(("compiler", "most"), [("xla", 349), ("elementwise", 111)])
 def test_the_graph_has_no_more_nodes_for_a_layer_than_it_had(compiler: Compiler, most: int, directory: Path) -> None:
     assert 0 < of_a_layer(compiler, directory).graph_nodes <= most

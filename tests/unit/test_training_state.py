@@ -139,8 +139,10 @@ def test_what_is_frozen_has_neither_slots_nor_an_average() -> None:
 
 @pytest.mark.parametrize("kind", ["adafactor", "muon"])
 def test_replicas_hold_the_same_and_a_skipped_update_changes_none_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = config(optimizer={"kind": kind, "learning_rate": 1e-2}, train=AVERAGED, distribution=TWO_REPLICAS)
-    alone, once = train(config_of(kind, **AVERAGED), calls=(1,)), train(settings, calls=(1,))
+    # No biases: by those of keys the gradient is zero but for rounding, whose sign is all that Adafactor's first step goes by.
+    whole: dict[str, Any] = {"model": {"biases": False}, "optimizer": {"kind": kind, "learning_rate": 1e-2}, "train": AVERAGED}
+    settings = config(**whole, distribution=TWO_REPLICAS)
+    alone, once = train(config(**whole), calls=(1,)), train(settings, calls=(1,))
     loss_sums = LanguageModeling.loss_sums
 
     def poisoned(self: Any, weights: Any, features: Any, key: Any, *others: Any) -> tuple[tf.Tensor, tf.Tensor]:
