@@ -43,6 +43,7 @@ REPORTED = {
     "sample_ids": tf.int64,
 }
 
+LEAST_COMPILED = 1 << 18  # numbers in a weight: what is smaller stays in the caches from one operation to the next
 
 Compiler = Literal["xla", "elementwise", "graph"]
 
@@ -357,8 +358,8 @@ def _change_of_weights(
 def _weight_update(config: Config, compiler: Compiler) -> Callable[..., None]:
     """The change of one weight, of what the optimizer keeps of it, and of its average where there is one.
 
-    Where XLA compiles elementwise chains, that of a matrix is one, in place: it takes as long as memory takes to be read and
-    written once. Python traces it once for all matrices of a kind.
+    Where XLA compiles elementwise chains, that of a large weight is one, in place: it takes as long as memory takes to be read
+    and written once. Python traces it once for all weights of a kind.
     """
 
     def change(
@@ -380,7 +381,7 @@ def _weight_update(config: Config, compiler: Compiler) -> Callable[..., None]:
     compiled = tf.function(change, jit_compile=True, autograph=False)
 
     def change_apart(weight: tf.Variable, *others: Any) -> None:
-        (change if len(weight.shape) < 2 else compiled)(weight, *others)
+        (change if weight.shape.num_elements() < LEAST_COMPILED else compiled)(weight, *others)
 
     return change_apart
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import tensorflow as tf
 
-from tests.unit.toy_training import VOCABULARY_SIZE, config, dataset
+from tests.unit.toy_training import VOCABULARY_SIZE, config, dataset, matrices_compiled
 from trainer.config import plan_batches
 from trainer.distribution import connect
 from trainer.position import GraphPosition
@@ -50,7 +50,8 @@ def counts(compiler: Compiler, num_layers: int, profile_directory: Path) -> Coun
     def run(num_steps: int) -> None:
         train_steps(batches, first_step, tf.constant(num_steps))["loss"].numpy()
 
-    run(1)
+    with matrices_compiled():
+        run(1)
     one, three = (kernels_of(run, number, profile_directory / f"{compiler}-{num_layers}-{number}") for number in (1, 3))
     # What is done once a call is in both.
     per_update = Counter({name: (three[name] - one[name]) // 2 for name in three})

@@ -5,12 +5,14 @@ Axes: S steps, G rows of the global batch, T tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tests.training import training_config
@@ -85,6 +87,14 @@ def dataset(plan: BatchPlan, replicas: range, unequal: bool, first_step: int = 0
     return tf.data.Dataset.from_tensor_slices({name: np.stack(values) for name, values in elements.items()})
 
 
+@contextmanager
+def matrices_compiled() -> Iterator[None]:
+    """The updates of the toy's matrices are compiled as those of a real model's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.step.LEAST_COMPILED", 100)
+        yield
+
+
 def train(
     settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: bool = False, compiler: Compiler = "graph"
 ) -> Training:
@@ -97,7 +107,8 @@ def train(
     batches = distribution.iterate(dataset(plan, distribution.replicas, unequal))
     step, parts = 0, []
     for count in calls:
-        history = train_steps(batches, tf.constant(step, tf.int64), tf.constant(count))
+        with matrices_compiled():
+            history = train_steps(batches, tf.constant(step, tf.int64), tf.constant(count))
         parts.append({name: value.numpy() for name, value in history.items()})
         step += count
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
