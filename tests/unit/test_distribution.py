@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from trainer.config import DistributionConfig
 from trainer.distribution import Distribution, any_process, chiefs, connect, gather
+from trainer.distribution.devices import require_one_kind
 from trainer.errors import BackendError
 
 pytestmark = pytest.mark.usefixtures("tensorflow", "no_launcher")
@@ -123,3 +124,12 @@ def test_horovod_that_is_not_installed_names_the_command(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "horovod", None)  # what Python itself takes for "cannot be imported"
     with pytest.raises(BackendError, match="make horovod"):
         connect(DistributionConfig(backend="horovod"))
+
+
+def test_ranks_of_which_some_have_no_gpu_are_named() -> None:
+    for have_gpu in ([], [False], [True, True], [False, False]):
+        require_one_kind(have_gpu)
+    with pytest.raises(BackendError, match=r"of 3 ranks rank 1 sees no GPU"):
+        require_one_kind([True, False, True])
+    with pytest.raises(BackendError, match=r"of 3 ranks ranks 0, 2 see no GPU.*CUDA_VISIBLE_DEVICES"):
+        require_one_kind([False, True, False])

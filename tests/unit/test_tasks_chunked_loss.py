@@ -179,8 +179,8 @@ def language_modeling(chunk: int | str | None, recompute: str = "none") -> Confi
 
 def test_chunks_are_made_where_all_scores_would_take_much() -> None:
     assert language_modeling("auto").loss_chunk(4_096, 50_257) is None  # 0.8 GiB
-    assert language_modeling("auto").loss_chunk(16_384, 30_000) == 3 * 2**26 // (4 * 30_000)
-    assert language_modeling("auto").loss_chunk(8_192, 250_000) == 1_024
+    assert language_modeling("auto").loss_chunk(16_384, 30_000) == 2**27 // (4 * 30_000)
+    assert language_modeling("auto").loss_chunk(8_192, 250_000) == 896
     assert language_modeling(None).loss_chunk(10**9, 10**6) is None
     assert language_modeling(100).loss_chunk(101, 10) == 100
     assert language_modeling(100).loss_chunk(100, 10) is None

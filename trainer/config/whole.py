@@ -30,8 +30,8 @@ _LANGUAGE_MODELING = ("language_modeling", "masked_language_modeling")
 _TEXT_TO_TEXT = ("translation", "summarization")
 # Of `train.loss_chunk_tokens: auto`, by `model.recompute`: the bytes up to which all scores are there at once, and those of
 # the scores of a chunk.
-_AUTO_CHUNKS = {"none": (2**30, 3 * 2**26), "blocks": (2**26, 2**25)}
-_LEAST_AUTO_CHUNK = 1024  # positions
+_AUTO_CHUNKS = {"none": (2**30, 2**27), "blocks": (2**26, 2**25)}
+_LEAST_AUTO_CHUNK = 896  # positions
 _UNSCORED = ("classification", "question_answering")  # tasks that ask for no scores over the vocabulary
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -31,6 +32,18 @@ def use_gpu(local_rank: int, local_size: int) -> bool:
     tf.config.set_visible_devices(gpus[local_rank], "GPU")
     tf.config.experimental.set_memory_growth(gpus[local_rank], True)
     return True
+
+
+def require_one_kind(have_gpu: Sequence[bool]) -> None:
+    """Raises BackendError where some ranks (their index) have a GPU and others none: what they reduce through is not the
+    same, and they would wait for one another until the timeout."""
+    without = [str(rank) for rank, has_gpu in enumerate(have_gpu) if not has_gpu]
+    if 0 < len(without) < len(have_gpu):
+        ranks = f"rank {without[0]} sees" if len(without) == 1 else f"ranks {', '.join(without)} see"
+        raise BackendError(
+            f"backend horovod: of {len(have_gpu)} ranks {ranks} no GPU, and the others do: give each machine its GPUs and a "
+            "driver (nvidia-smi), or set CUDA_VISIBLE_DEVICES= for all ranks to train on CPUs"
+        )
 
 
 def use_all_gpus() -> list[str]:

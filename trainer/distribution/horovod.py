@@ -52,6 +52,7 @@ class HorovodDistribution(OneReplica):
         devices.share_cores(hvd.local_rank(), hvd.local_size())
         devices.use_gpu(hvd.local_rank(), hvd.local_size())
         self._memory: SharedMemory | None = None
+        devices.require_one_kind(gather(self, np.array(has_gpu, np.int64)).astype(bool).tolist())
         if shares_memory:
             self._memory = share_memory(self.rank, functools.partial(gather, self), config.timeout_seconds)
         self._collectives: Collectives = self._memory or (OverNccl(hvd) if has_gpu and hvd.nccl_built() else OverGloo(hvd))

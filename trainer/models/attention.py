@@ -9,6 +9,7 @@ from trainer.models import blocks, elementwise
 from trainer.models.blocks import DropoutKey, Site, Weights
 from trainer.models.causal_attention import causal_attention, fold_heads, unfold_heads
 from trainer.models.parameters import query_blocks
+from trainer.models.products import product
 
 
 def rotate(x_BHTW: tf.Tensor, positions_BT: tf.Tensor, base: float) -> tf.Tensor:
@@ -78,10 +79,10 @@ def attend(
     if is_causal and isinstance(time, int) and len(query_blocks(model, time)) > 1:
         mixed = causal_attention(model, query_BHTW, key_BKSW, value_BKSW, mask_TS, scale, dropout_key, site)
     else:
-        scores = tf.matmul(fold_heads(query_BHTW, model.key_value_heads), key_BKSW, transpose_b=True)
+        scores = product(fold_heads(query_BHTW, model.key_value_heads), key_BKSW, transpose_b=True)
         probabilities = elementwise.masked_softmax(unfold_heads(scores, heads), mask_TS, scale)
         probabilities = blocks.dropout(probabilities, model.dropout, dropout_key, site)
-        mixed = unfold_heads(tf.matmul(fold_heads(probabilities, model.key_value_heads), value_BKSW), heads)
+        mixed = unfold_heads(product(fold_heads(probabilities, model.key_value_heads), value_BKSW), heads)
     return tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), (batch, time, heads * width))
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import elementwise
+from trainer.models.products import product
 
 Weights = Mapping[str, tf.Tensor]
 Site: TypeAlias = int | tf.Tensor  # the number of a place of dropout, int64 where layers share a trace
@@ -58,9 +59,9 @@ def linear(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) ->
     kernel = weights[f"{name}.kernel"]
     shape = [*sizes(x_BTD)[:-1], kernel.shape[1]]
     x = tf.reshape(x_BTD, (-1, kernel.shape[0]))
-    y = tf.matmul(x, kernel)
+    y = product(x, kernel)
     if model.lora is not None and f"{name}.lora_down" in weights:
-        y += tf.matmul(tf.matmul(x, weights[f"{name}.lora_down"]), weights[f"{name}.lora_up"]) * model.lora.scale
+        y += product(product(x, weights[f"{name}.lora_down"]), weights[f"{name}.lora_up"]) * model.lora.scale
     if f"{name}.bias" in weights:
         y = elementwise.add_bias(y, weights[f"{name}.bias"])
     return tf.reshape(y, shape)
@@ -111,7 +112,7 @@ def segment_means(x_BTD: tf.Tensor, segments_BT: tf.Tensor, num_segments: int) -
     """
     belongs_BGT = tf.cast(segments_BT[:, None, :] == tf.range(1, num_segments + 1)[:, None], tf.float32)
     shares_BGT = belongs_BGT / tf.maximum(tf.reduce_sum(belongs_BGT, -1, keepdims=True), 1.0)
-    return tf.matmul(tf.cast(shares_BGT, x_BTD.dtype), x_BTD)
+    return product(tf.cast(shares_BGT, x_BTD.dtype), x_BTD)
 
 
 def feed_forward(
@@ -154,7 +155,7 @@ def token_scores(output: TokenOutput) -> tf.Tensor:
 def flat_scores(output: TokenOutput) -> tf.Tensor:
     """The scores as the product leaves them, in its precision, but for a bias, which is added in float32: [B T, V]."""
     vectors_BTD, table_VD, bias_V = output
-    scores = tf.matmul(tf.reshape(vectors_BTD, (-1, table_VD.shape[1])), table_VD, transpose_b=True)
+    scores = product(tf.reshape(vectors_BTD, (-1, table_VD.shape[1])), table_VD, transpose_b=True)
     return scores if bias_V is None else tf.cast(scores, tf.float32) + tf.cast(bias_V, tf.float32)
 
 

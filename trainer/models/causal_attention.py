@@ -14,6 +14,7 @@ from trainer.config import ModelConfig
 from trainer.models.blocks import DropoutKey, Site, drop, dropout_mask, sizes
 from trainer.models.elementwise import masked_softmaxes_with_gradients
 from trainer.models.parameters import query_blocks
+from trainer.models.products import product
 
 
 def causal_attention(
@@ -41,12 +42,12 @@ def causal_attention(
         """The values as mixed; the queries and the probabilities of each block."""
         parts = tf.split(query, lengths, 2)
         scores = [
-            unfold_heads(tf.matmul(fold_heads(part, pairs), key[:, :, : block.stop], transpose_b=True), heads)
+            unfold_heads(product(fold_heads(part, pairs), key[:, :, : block.stop], transpose_b=True), heads)
             for block, part in zip(queries, parts, strict=True)
         ]
         probabilities = softmaxes(scores, masks, scale)
         mixed = [
-            unfold_heads(tf.matmul(fold_heads(dropped(each, block), pairs), value[:, :, : block.stop]), heads)
+            unfold_heads(product(fold_heads(dropped(each, block), pairs), value[:, :, : block.stop]), heads)
             for block, each in zip(queries, probabilities, strict=True)
         ]
         return tf.concat(mixed, 2), parts, probabilities
@@ -61,10 +62,10 @@ def causal_attention(
             by_value, by_probabilities = [], []
             for block, each, up in zip(queries, probabilities, tf.split(upstream, lengths, 2), strict=True):
                 up = fold_heads(up, pairs)
-                by_value.append(tf.matmul(fold_heads(dropped(each, block), pairs), up, transpose_a=True))
+                by_value.append(product(fold_heads(dropped(each, block), pairs), up, transpose_a=True))
                 with tf.control_dependencies([upstream]):  # or it would be the slice of before, kept until now
                     values = value[:, :, : block.stop]
-                by_chosen = unfold_heads(tf.matmul(up, values, transpose_b=True), heads)
+                by_chosen = unfold_heads(product(up, values, transpose_b=True), heads)
                 by_probabilities.append(dropped(by_chosen, block))  # dropout is its own gradient
             by_query, by_key = [], []
             by_scores = softmax_gradients(probabilities, by_probabilities, scale)
@@ -72,8 +73,8 @@ def causal_attention(
                 each = fold_heads(each, pairs)
                 with tf.control_dependencies([upstream]):
                     keys = key[:, :, : block.stop]
-                by_query.append(unfold_heads(tf.matmul(each, keys), heads))
-                by_key.append(tf.matmul(each, fold_heads(part, pairs), transpose_a=True))
+                by_query.append(unfold_heads(product(each, keys), heads))
+                by_key.append(product(each, fold_heads(part, pairs), transpose_a=True))
             return tf.concat(by_query, 2), _sum_of_beginnings(by_key, lengths), _sum_of_beginnings(by_value, lengths)
 
         return mixed, gradient

@@ -10,25 +10,31 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.models.apart import is_apart
+from trainer.models.products import has_instructions
 
 
 def widened(x: tf.Tensor) -> tf.Tensor:
     """`x` as float32, whose gradient is `narrowed`."""
-    if x.dtype != tf.bfloat16 or not is_apart():
+    if not _is_rounded_by_bits(x.dtype):
         return tf.cast(x, tf.float32)
     return tf.custom_gradient(lambda x: (tf.cast(x, tf.float32), rounded_to_bfloat16))(x)
 
 
 def narrowed(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """`x`, float32, as `dtype`, whose gradient is float32 again."""
-    if dtype != tf.bfloat16 or not is_apart():
+    if not _is_rounded_by_bits(dtype):
         return tf.cast(x, dtype)
     return tf.custom_gradient(lambda x: (rounded_to_bfloat16(x), lambda upstream: tf.cast(upstream, tf.float32)))(x)
 
 
+def _is_rounded_by_bits(dtype: tf.DType) -> bool:
+    """Where the CPU has an instruction for it, XLA's conversion to bfloat16 halves the width of all vectors of the loop that
+    it stands in, and takes as long as a GELU; elsewhere it is the faster way."""
+    return dtype == tf.bfloat16 and is_apart() and has_instructions(dtype)
+
+
 def rounded_to_bfloat16(x: tf.Tensor) -> tf.Tensor:
-    """What `tf.cast` makes of float32, by arithmetic of its bits: to the nearest, of two as near to the even one. XLA's own
-    conversion halves the width of all vectors of the loop that it stands in, and takes as long as a GELU."""
+    """What `tf.cast` makes of float32, by arithmetic of its bits: to the nearest, of two as near to the even one."""
     bits = tf.bitcast(x, tf.uint32)
     is_odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, np.uint32(16)), np.uint32(1))
     rounded = tf.bitwise.right_shift(bits + np.uint32(0x7FFF) + is_odd, np.uint32(16))

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from trainer.models.blocks import TokenOutput, flat_scores, token_scores
 from trainer.models.elementwise import cross_entropy_with_gradient
+from trainer.models.products import product
 
 
 class _Chunks(NamedTuple):
@@ -97,8 +98,8 @@ def _with_gradients(
         weights_C = counted_C if loss_scale is None else counted_C * loss_scale
         losses_C, by_logits_CV = cross_entropy_with_gradient(logits_CV, labels_C, smoothing, weights_C, num_tokens)
         narrow_CV = tf.cast(by_logits_CV, table_VD.dtype)
-        by_vectors = by_vectors.write(index, tf.matmul(narrow_CV, table_VD))
-        parts = [tf.cast(tf.matmul(narrow_CV, vectors_CD, transpose_a=True), tf.float32)]
+        by_vectors = by_vectors.write(index, product(narrow_CV, table_VD))
+        parts = [tf.cast(product(narrow_CV, vectors_CD, transpose_a=True), tf.float32)]
         parts += [tf.reduce_sum(by_logits_CV, 0) for _ in bias]
         added = (other + part for other, part in zip(others, parts, strict=True))
         return index + 1, total + tf.reduce_sum(losses_C * counted_C), by_vectors, *added

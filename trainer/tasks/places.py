@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from trainer.models.products import product
+
 
 def vectors_at(x_BTD: tf.Tensor, places_BN: tf.Tensor) -> tf.Tensor:
     """The vectors at places (int32): [B, N, D].
@@ -14,7 +16,7 @@ def vectors_at(x_BTD: tf.Tensor, places_BN: tf.Tensor) -> tf.Tensor:
     As a matrix product: its gradient is one too, which is the same in every run, as a scatter on a GPU is not.
     """
     chosen_BNT = tf.one_hot(places_BN, x_BTD.shape[1], dtype=x_BTD.dtype)
-    return tf.matmul(chosen_BNT, x_BTD)
+    return product(chosen_BNT, x_BTD)
 
 
 def counted_places(targets_BT: tf.Tensor, most: int) -> tuple[tf.Tensor, tf.Tensor]:
