@@ -269,6 +269,15 @@ def test_the_gradient_of_an_embedding_is_dense_and_that_of_a_gather() -> None:
     np.testing.assert_allclose(ours.numpy(), tf.convert_to_tensor(theirs).numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+def test_the_gradient_of_a_token_that_comes_often_keeps_growing(dtype: tf.DType) -> None:
+    table, tokens = tf.zeros((3, 2), dtype), tf.constant([[1] * 2_000 + [2]])
+    with tf.GradientTape() as tape:
+        tape.watch(table)
+        total = tf.reduce_sum(blocks.embed(table, tokens))
+    np.testing.assert_array_equal(tape.gradient(total, table), np.array([[0, 0], [2_000, 2_000], [1, 1]]))
+
+
 def test_targets_of_minus_one_do_not_count() -> None:
     weights, inputs, targets = random_weights(GPT2), random_tokens(), random_tokens(seed=2)
     targets[0, 5:] = -1

@@ -44,11 +44,13 @@ class DropoutKey:
 @tf.custom_gradient
 def embed(table_VD: tf.Tensor, tokens_BT: tf.Tensor) -> tf.Tensor:
     """Rows of a table, with a dense gradient: IndexedSlices would be concatenated with a tied output's gradient, and sent
-    between replicas by an all-gather that grows with their number."""
+    between replicas by an all-gather that grows with their number. It is summed in float32 and then rounded: in bfloat16
+    that of a token that comes often would stop growing."""
 
     def gradient(upstream_BTD: tf.Tensor) -> tuple[tf.Tensor, None]:
-        rows = tf.reshape(upstream_BTD, (-1, table_VD.shape[1]))
-        return tf.math.unsorted_segment_sum(rows, tf.reshape(tokens_BT, (-1,)), table_VD.shape[0]), None
+        rows = tf.cast(tf.reshape(upstream_BTD, (-1, table_VD.shape[1])), tf.float32)
+        sums_VD = tf.math.unsorted_segment_sum(rows, tf.reshape(tokens_BT, (-1,)), table_VD.shape[0])
+        return tf.cast(sums_VD, table_VD.dtype), None
 
     return tf.gather(table_VD, tokens_BT), gradient
 
