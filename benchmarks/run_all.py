@@ -48,7 +48,8 @@ class Program:
 
 
 PROGRAMS = (
-    Program("peers.py", (1, 2, 3), 60),
+    Program("peers.py", (1, 2, 3), 35, ("--precision", "float32")),
+    Program("peers.py", (1, 2, 3), 25, ("--precision", "bfloat16")),
     Program("step_time.py", (3, 4), 6, ("--precision", "float32")),
     Program("step_time.py", (3, 4), 5, ("--precision", "bfloat16")),
     Program("ranks.py", (5,), 20),
@@ -201,9 +202,12 @@ def commit() -> str:
 
 
 def machine() -> str:
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    told = Path("/proc/cpuinfo").read_text()
+    models = [line.partition(":")[2].strip() for line in told.splitlines() if "model name" in line]
+    narrow = "with" if {"avx512_bf16", "amx_bf16"} & set(told.split()) else "without"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return f"{os.cpu_count()} cores of {models[0] if models else platform.machine()}, {memory:.0f} GiB of memory"
+    processor = models[0] if models else platform.machine()
+    return f"{os.cpu_count()} cores of {processor}, {narrow} instructions for bfloat16, {memory:.0f} GiB of memory"
 
 
 def versions() -> str:
