@@ -180,10 +180,18 @@ def language_modeling(chunk: int | str | None, recompute: str = "none") -> Confi
 def test_chunks_are_made_where_all_scores_would_take_much() -> None:
     assert language_modeling("auto").loss_chunk(4_096, 50_257) is None  # 0.8 GiB
     assert language_modeling("auto").loss_chunk(16_384, 30_000) == 2**27 // (4 * 30_000)
-    assert language_modeling("auto").loss_chunk(8_192, 250_000) == 896
+    assert language_modeling("auto").loss_chunk(8_192, 250_000) == 1_024
     assert language_modeling(None).loss_chunk(10**9, 10**6) is None
     assert language_modeling(100).loss_chunk(101, 10) == 100
     assert language_modeling(100).loss_chunk(100, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("num_positions", "expected"),
+    [(1_024, None), (2_048, 1_024), (6_144, 768), (8_192, 1_024), (10_000, 1_000), (10_007, 770)],
+)
+def test_chunks_that_could_not_be_smaller_are_of_one_size(num_positions: int, expected: int | None) -> None:
+    assert language_modeling("auto", "blocks").loss_chunk(num_positions, 50_257) == expected
 
 
 def test_chunks_are_smaller_where_blocks_are_recomputed() -> None:

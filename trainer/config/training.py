@@ -125,7 +125,7 @@ class TrainConfig(Section):
 
     `loss_chunk_tokens` is for how many positions the scores over the vocabulary are there at once, at most; null: for all of
     a micro-batch. `auto` is all of them while the scores take at most 1 GiB, and what takes 128 MiB beyond; with
-    `model.recompute: blocks`, which is for want of memory, 64 MiB and 32. It is never fewer than 896 positions: with each
+    `model.recompute: blocks`, which is for want of memory, 64 MiB and 32. It is never fewer than 768 positions: with each
     chunk the gradient of the whole table is read and written once more.
 
     With `shard_optimizer` each of N Horovod ranks keeps 1/N of the optimizer's state (ZeRO stage 1; Rajbhandari et al. 2020,

@@ -31,7 +31,7 @@ _TEXT_TO_TEXT = ("translation", "summarization")
 # Of `train.loss_chunk_tokens: auto`, by `model.recompute`: the bytes up to which all scores are there at once, and those of
 # the scores of a chunk.
 _AUTO_CHUNKS = {"none": (2**30, 2**27), "blocks": (2**26, 2**25)}
-_LEAST_AUTO_CHUNK = 896  # positions
+_LEAST_AUTO_CHUNK = 768  # positions
 _UNSCORED = ("classification", "question_answering")  # tasks that ask for no scores over the vocabulary
 
 
@@ -82,7 +82,7 @@ class Config(Section):
             case "auto":
                 all_bytes, chunk_bytes = _AUTO_CHUNKS[self.model.recompute]
                 is_small = num_positions * position_bytes <= all_bytes
-                chunk = num_positions if is_small else max(_LEAST_AUTO_CHUNK, chunk_bytes // position_bytes)
+                chunk = num_positions if is_small else max(_least_chunk(num_positions), chunk_bytes // position_bytes)
             case number:
                 chunk = number
         return chunk if chunk < num_positions else None
@@ -238,3 +238,11 @@ class Config(Section):
             yield "data", "augmentation", f"{augmentation.mixup}", "0, or classification without `pack`", ("mixup",)
         if augmentation != AugmentationConfig() and augmentation.is_off:
             yield "data", "augmentation", "no share above 0", "at least one", ()
+
+
+def _least_chunk(num_positions: int) -> int:
+    """The least that `auto` makes of so many positions, or below twice as much what makes chunks of one size, as 1,024 of
+    8,192: what is missing in a chunk is padding."""
+    most = max(1, num_positions // _LEAST_AUTO_CHUNK)
+    even = next((number for number in range(most, most // 2, -1) if num_positions % number == 0), most)
+    return -(-num_positions // even)
