@@ -27,6 +27,8 @@ from pathlib import Path
 
 from rows import Row, read_rows
 
+from trainer.models.instructions import cpu_multiplies
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("tensorflow", "tensorflow-cpu", "horovod", "torch", "transformers", "datasets")
 
@@ -202,9 +204,8 @@ def commit() -> str:
 
 
 def machine() -> str:
-    told = Path("/proc/cpuinfo").read_text()
-    models = [line.partition(":")[2].strip() for line in told.splitlines() if "model name" in line]
-    narrow = "with" if {"avx512_bf16", "amx_bf16"} & set(told.split()) else "without"
+    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    narrow = "with" if cpu_multiplies("bfloat16") else "without"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     processor = models[0] if models else platform.machine()
     return f"{os.cpu_count()} cores of {processor}, {narrow} instructions for bfloat16, {memory:.0f} GiB of memory"

@@ -34,6 +34,7 @@ WITHOUT_TENSORFLOW = (
     "trainer.config_io",
     "trainer.data.manifest",
     "trainer.errors",
+    "trainer.models.instructions",
     "trainer.models.parameters",
     "trainer.optimizers.slots",
     # The watchdog must be there before TensorFlow, and start no runtime; checkpoints are listed without it.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.models import products
+from trainer.models import instructions
 from trainer.models.products import has_instructions, product
 
 pytestmark = pytest.mark.usefixtures("tensorflow")
@@ -39,7 +39,7 @@ def test_a_product_and_its_gradients_are_those_of_float32_rounded(
 ) -> None:
     narrow = factors(dtype, transposed, *front)
     expected = with_gradients(*(tf.cast(each, tf.float32) for each in narrow), transposed)
-    monkeypatch.setattr(products, "_cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(instructions, "cpu_flags", lambda: frozenset({"avx2"}))
     found = with_gradients(*narrow, transposed)
     for wide, rounded in zip(expected, found, strict=True):
         assert rounded.dtype == dtype
@@ -52,9 +52,9 @@ def test_by_way_of_float32_it_is_what_the_instructions_compute(
     transposed: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = factors(tf.bfloat16, transposed)
-    monkeypatch.setattr(products, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))  # TensorFlow emulates what is not there
+    monkeypatch.setattr(instructions, "cpu_flags", lambda: frozenset({"avx512_bf16"}))  # TensorFlow emulates what is not there
     native = with_gradients(*narrow, transposed)
-    monkeypatch.setattr(products, "_cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(instructions, "cpu_flags", lambda: frozenset({"avx2"}))
     for left, right in zip(native, with_gradients(*narrow, transposed), strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -73,9 +73,9 @@ def test_by_way_of_float32_it_is_what_the_instructions_compute(
     ],
 )
 def test_the_flags_of_the_cpu_decide(flags: set[str], dtype: tf.DType, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(instructions, "cpu_flags", lambda: frozenset(flags))
     assert has_instructions(dtype) is expected
 
 
 def test_the_flags_are_read_off_this_machine() -> None:
-    assert {"fpu", "sse2"} <= products._cpu_flags() or "asimd" in products._cpu_flags()
+    assert {"fpu", "sse2"} <= instructions.cpu_flags() or "asimd" in instructions.cpu_flags()

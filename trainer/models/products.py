@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import tensorflow as tf
 
-# What Linux calls the sets of instructions for the narrow precisions that oneDNN multiplies with: of x86, then of Arm.
-_INSTRUCTIONS = {tf.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"}, tf.float16: {"avx512_fp16", "amx_fp16", "asimdhp"}}
+from trainer.models.instructions import cpu_multiplies
 
 
 def product(a: tf.Tensor, b: tf.Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> tf.Tensor:
@@ -41,16 +38,4 @@ def _wide(a: tf.Tensor, b: tf.Tensor, transpose_a: bool, transpose_b: bool) -> t
 
 def has_instructions(dtype: tf.DType) -> bool:
     """Whether the devices that compute have instructions for this precision, beyond loading and storing it."""
-    needed = _INSTRUCTIONS.get(dtype)
-    if needed is None or tf.config.get_visible_devices("GPU"):
-        return True
-    flags = _cpu_flags()
-    return not flags or bool(flags & needed)
-
-
-@functools.cache
-def _cpu_flags() -> frozenset[str]:
-    """What the CPU has, as Linux tells; empty where it does not."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split())
+    return bool(tf.config.get_visible_devices("GPU")) or cpu_multiplies(dtype.name)
