@@ -11,6 +11,7 @@ Ratios are of the same round.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import socket
@@ -144,6 +145,7 @@ def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool
     from trainer.config import Config, plan_batches
     from trainer.distribution import connect, make_deterministic
     from trainer.heap import compiled_by_first_call
+    from trainer.lanes import choose_num_lanes
     from trainer.position import GraphPosition
     from trainer.sizes import Sizes
     from trainer.step import choose_compiler, compile_training
@@ -171,10 +173,11 @@ def _drumline(shape: Shape, precision: str, backend: str, *, deterministic: bool
     )
     if deterministic:
         make_deterministic(config.run.seed)
-    distribution = connect(config.distribution)
+    sizes = Sizes(shape.vocabulary)
+    distribution = connect(config.distribution, functools.partial(choose_num_lanes, config, sizes))
     plan = plan_batches(config.train, distribution.num_replicas)
     with distribution.scope():
-        state = create_state(config, Sizes(shape.vocabulary))
+        state = create_state(config, sizes)
     train_steps = compiled_by_first_call(
         compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import sys
@@ -21,6 +22,7 @@ from trainer.distribution import Distribution, connect, gather
 from trainer.encryption.files import Encryption
 from trainer.errors import DataError, UserError
 from trainer.heap import compiled_by_first_call
+from trainer.lanes import choose_num_lanes
 from trainer.run_directory import open_run
 from trainer.step import Compiler, choose_compiler, compile_evaluation
 from trainer.tasks.choice import choose_task
@@ -183,7 +185,8 @@ def evaluate_run(
     amount = (sys.maxsize if num_texts is None else num_texts) if has_texts else 0
     changes = {"batches": num_batches or config.evaluation.batches, "every": 1, "generate": amount}
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changes)})
-    distribution = connect(DistributionConfig(backend="single"))
+    choose = functools.partial(choose_num_lanes, config, corpus.manifest.sizes)
+    distribution = connect(DistributionConfig(backend="single"), choose)
     weights = create_weights(config, corpus.manifest.sizes)
     assign_weights(weights, read_weights(chosen, encryption), str(chosen))
     plan = plan_batches(config.train, distribution.num_replicas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from trainer.divergence import Divergence, DivergenceGuard
 from trainer.errors import Diverged, Stopped
 from trainer.evaluate import Evaluation
 from trainer.heap import compiled_by_first_call
+from trainer.lanes import choose_num_lanes
 from trainer.monitor.monitor import Monitor
 from trainer.monitor.watchdog import Watchdog
 from trainer.pace import Pace
@@ -52,7 +54,7 @@ def train(
         corpus = open_corpus(config)
         if config.train.deterministic:
             make_deterministic(config.run.seed)
-        distribution = connect(config.distribution)
+        distribution = connect(config.distribution, functools.partial(choose_num_lanes, config, corpus.manifest.sizes))
         if not distribution.is_chief:
             logging.getLogger().setLevel(logging.WARNING)
         watchdog.join(distribution)
@@ -257,6 +259,9 @@ def _announce(
         config.train.precision,
         compiler,
     )
+    if distribution.num_lanes > 1:
+        rows = plan.rows_per_micro_batch // distribution.num_lanes
+        logger.info("lanes: %d, each of which computes %d sequences on a core of its own", distribution.num_lanes, rows)
     if config.train.average_decay is not None:
         logger.info("evaluations are of the weights' moving average (train.average_decay %g)", config.train.average_decay)
     logger.info("peak taken for utilization: %.3g FLOP/s, %s", monitor.peak_flops_per_second, monitor.peak_source)

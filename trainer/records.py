@@ -59,7 +59,7 @@ def open_records(
 
         chief_holds = on_chief(distribution, begin)
         if distribution.is_chief:
-            monitor = Monitor.of_run(config, sizes, num_devices, run, progress.step)
+            monitor = Monitor.of_run(config, sizes, num_devices, run, progress.step, distribution.num_lanes)
         else:
             monitor = Monitor(config, sizes, num_devices, writers=())
         ledger = Ledger(run.ledger if distribution.is_chief else None, progress, plan, circumstances)

@@ -5,8 +5,9 @@ Axes: A micro-batches of an update, M rows of a micro-batch on one replica, T to
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,10 @@ import tensorflow as tf
 
 from trainer.config import BatchPlan, Config
 from trainer.distribution import Distribution
+from trainer.lanes import in_lanes
 from trainer.models.apart import compiled_apart
 from trainer.models.blocks import DropoutKey
+from trainer.models.lookups import lookups_apart
 from trainer.models.parameters import Parameter
 from trainer.optimizers.average import kept_of_average, move_average
 from trainer.optimizers.choice import ELEMENTWISE, update_weight
@@ -117,12 +120,18 @@ def compile_evaluation(
             sums, outputs = task.evaluate(computed, features)
         return list(sums), outputs
 
+    def in_all_lanes(values: list[tf.Tensor], features: Features) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        lanes = in_lanes(lambda rows, _: micro_batch(values, rows), features, 0, distribution.num_lanes)
+        sums, outputs = zip(*lanes, strict=True)
+        return _sums(sums), {name: tf.concat([each[name] for each in outputs], 0) for name in outputs[0]}
+
     def replica(batch: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         values = [tf.convert_to_tensor(weight) for weight in weights.values()]
         features = {name: value for name, value in batch.items() if name not in BOOKKEEPING}
         # One after another, as in training: together they need not fit.
-        sums, outputs = zip(*_one_by_one(lambda rows: micro_batch(values, rows), features, plan.num_micro_batches), strict=True)
-        totals = distribution.all_reduce([tf.add_n(list(each)) for each in zip(*sums, strict=True)])
+        compute = functools.partial(in_all_lanes, values)
+        sums, outputs = zip(*_one_by_one(compute, features, plan.num_micro_batches), strict=True)
+        totals = distribution.all_reduce(_sums(sums))
         stacked = {name: tf.stack([each[name] for each in outputs]) for name in outputs[0]}
         return totals, stacked | {"sample_ids": batch["sample_ids"]}
 
@@ -158,6 +167,11 @@ def _one_by_one(compute: Callable[[Features], Any], features: Features, num_micr
         result = compute(rows)
         done = tf.nest.flatten(result)
         yield result
+
+
+def _sums(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
+    """Of the first of each part, of the second, and so on."""
+    return [functools.reduce(tf.add, each) for each in zip(*parts, strict=True)]
 
 
 def _update_function(
@@ -196,9 +210,12 @@ def _update_function(
         loss_scale = tf.convert_to_tensor(state.loss_scale)
 
         def micro_batch(index: tf.Tensor | int) -> list[tf.Tensor]:
+            def of_lane(rows: Features, first_row: tf.Tensor | int) -> list[tf.Tensor]:
+                return differentiate(values, fixed, rows, first_row, step, loss_scale * sum_scale)
+
             def sums() -> list[tf.Tensor]:
                 rows = {name: value[index] for name, value in features.items()}
-                return differentiate(values, fixed, rows, batch["first_row"][index], step, loss_scale * sum_scale)
+                return _sums(in_lanes(of_lane, rows, batch["first_row"][index], distribution.num_lanes))
 
             if noise is None:
                 return sums()
@@ -206,8 +223,8 @@ def _update_function(
             nothing = [*(tf.zeros(value.shape) for value in values), *(tf.constant(0.0) for _ in range(3))]
             return tf.cond(tf.reduce_any(batch["sample_ids"][index] >= 0), sums, lambda: nothing)
 
-        sums = _after(lambda: position.mark(step, REDUCING), _sum_over_micro_batches(micro_batch, plan.num_micro_batches))
-        reduced = reduce(sums)
+        totals = _after(lambda: position.mark(step, REDUCING), _sum_over_micro_batches(micro_batch, plan.num_micro_batches))
+        reduced = reduce(totals)
         *gradients, length, loss_sum, num_counted, num_tokens = _after(lambda: position.mark(step, UPDATING), reduced)
 
         divisor = tf.maximum(num_counted, 1.0) * loss_scale * sum_scale
@@ -260,10 +277,13 @@ def _differentiation(
                 named = zip([*trained, *frozen], [*values, *fixed], strict=True)
                 computed = {name: tf.cast(value, dtype) for name, value in named}
                 scale = loss_scale if dtype == tf.float16 else None
-                loss_sum, num_counted = task.loss_sums(computed, features, key, scale)
+                with lookups_apart({name: computed[name] for name in trained}, tape) as lookups:
+                    loss_sum, num_counted = task.loss_sums(computed, features, key, scale)
                 scaled_loss = loss_sum if scale is None else loss_sum * scale
-            gradients = tape.gradient(scaled_loss, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            return gradients, loss_sum, num_counted
+            sources = [*values, *lookups.rows]
+            found = tape.gradient(scaled_loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            by_weights = dict(zip(trained, found[: len(trained)], strict=True))
+            return list(lookups.added(by_weights, found[len(trained) :]).values()), loss_sum, num_counted
 
         key = DropoutKey(seed=tf.stack([tf.constant(config.run.seed, tf.int64), step]), first_row=first_row)
         if privacy is None:

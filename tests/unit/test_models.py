@@ -252,32 +252,6 @@ def test_prompts_of_unequal_lengths_are_read_as_if_each_were_alone(model: ModelC
             scores, cache = gpt.read(model, weights, tf.constant(tokens), tf.constant(at), cache, tf.constant(place))
 
 
-def test_the_gradient_of_an_embedding_is_dense_and_that_of_a_gather() -> None:
-    table = tf.constant(np.random.default_rng(0).normal(size=(7, 3)), tf.float32)
-    tokens = tf.constant([[1, 1, 6], [0, 1, 3]])
-    upstream = tf.constant(np.random.default_rng(1).normal(size=(2, 3, 3)), tf.float32)
-
-    def gradient(embed: object) -> object:
-        assert callable(embed)
-        with tf.GradientTape() as tape:
-            tape.watch(table)
-            embedded = embed(table, tokens)
-        return tape.gradient(embedded, table, output_gradients=upstream)
-
-    ours, theirs = gradient(blocks.embed), gradient(tf.gather)
-    assert isinstance(ours, tf.Tensor) and not isinstance(ours, tf.IndexedSlices)
-    np.testing.assert_allclose(ours.numpy(), tf.convert_to_tensor(theirs).numpy(), rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
-def test_the_gradient_of_a_token_that_comes_often_keeps_growing(dtype: tf.DType) -> None:
-    table, tokens = tf.zeros((3, 2), dtype), tf.constant([[1] * 2_000 + [2]])
-    with tf.GradientTape() as tape:
-        tape.watch(table)
-        total = tf.reduce_sum(blocks.embed(table, tokens))
-    np.testing.assert_array_equal(tape.gradient(total, table), np.array([[0, 0], [2_000, 2_000], [1, 1]]))
-
-
 def test_targets_of_minus_one_do_not_count() -> None:
     weights, inputs, targets = random_weights(GPT2), random_tokens(), random_tokens(seed=2)
     targets[0, 5:] = -1

@@ -107,6 +107,15 @@ def test_dropout_is_the_same_however_the_batch_is_divided(
     assert np.abs(dropout_reference.losses - reference.losses).max() > 1e-3
 
 
+@pytest.mark.parametrize("compiler", ["graph", "elementwise"])
+def test_lanes_compute_what_one_computes(dropout_reference: Training, compiler: Compiler) -> None:
+    settings = config(model={"dropout": 0.2}, train={"micro_batch_size": 4, "loss_chunk_tokens": 7})
+    trained = train(settings, num_lanes=2, compiler=compiler)
+    np.testing.assert_allclose(trained.losses, dropout_reference.losses, rtol=1e-6 if compiler == "graph" else 1e-5)
+    expected = dropout_reference.history["gradient_norm"]
+    np.testing.assert_allclose(trained.history["gradient_norm"], expected, rtol=1e-5)
+
+
 def test_replicas_hold_the_same_weights(reference: Training) -> None:
     trained = train(config(distribution=TWO_REPLICAS))
     for name, weight in trained.state.weights.items():

@@ -96,10 +96,16 @@ def matrices_compiled() -> Iterator[None]:
 
 
 def train(
-    settings: Config, *, calls: tuple[int, ...] = (NUM_STEPS,), unequal: bool = False, compiler: Compiler = "graph"
+    settings: Config,
+    *,
+    calls: tuple[int, ...] = (NUM_STEPS,),
+    unequal: bool = False,
+    compiler: Compiler = "graph",
+    num_lanes: int = 1,
 ) -> Training:
-    """Trains sum(calls) steps, with so many steps in each call."""
+    """Trains sum(calls) steps, with so many steps in each call. TensorFlow's threads stay what they are."""
     distribution = connect(settings.distribution)
+    distribution.num_lanes = num_lanes
     plan = plan_batches(settings.train, distribution.num_replicas)
     with distribution.scope():
         state = create_state(settings, Sizes(VOCABULARY_SIZE))

@@ -8,6 +8,7 @@ import os
 import tensorflow as tf
 
 from trainer.config import DistributionConfig
+from trainer.distribution.devices import ChooseNumLanes
 from trainer.distribution.horovod import HorovodDistribution
 from trainer.distribution.protocol import Distribution
 from trainer.distribution.single import SingleDistribution
@@ -16,21 +17,24 @@ from trainer.distribution.strategy import connect_mirrored, connect_multiworker
 logger = logging.getLogger(__name__)
 
 
-def connect(config: DistributionConfig) -> Distribution:
-    """Joins the other replicas. Before it nothing may have used TensorFlow's devices."""
+def connect(config: DistributionConfig, choose_num_lanes: ChooseNumLanes | None = None) -> Distribution:
+    """Joins the other replicas. Before it nothing may have used TensorFlow's devices.
+
+    `choose_num_lanes` says how many lanes a CPU computes in (`trainer.lanes`); without it all cores share each operation.
+    """
     backend: str = config.backend
     if backend == "auto":
         backend, reason = _choose()
         logger.info("distribution.backend: auto chose %s, because %s", backend, reason)
     match backend:
         case "single":
-            return SingleDistribution()
+            return SingleDistribution(choose_num_lanes)
         case "mirrored":
-            return connect_mirrored(config)
+            return connect_mirrored(config, choose_num_lanes)
         case "multiworker":
-            return connect_multiworker(config)
+            return connect_multiworker(config, choose_num_lanes)
         case "horovod":
-            return HorovodDistribution(config)
+            return HorovodDistribution(config, choose_num_lanes)
     raise AssertionError(f"no backend {backend}")
 
 

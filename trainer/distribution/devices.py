@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from trainer.errors import BackendError
 
 logger = logging.getLogger(__name__)
+
+ChooseNumLanes = Callable[[int, int], int]  # of the number of replicas, and of the cores that one of them has
 
 
 def use_gpu(local_rank: int, local_size: int) -> bool:
@@ -90,6 +92,27 @@ def share_cores(local_rank: int, local_size: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(len(cores))
     except RuntimeError as error:
         raise BackendError(f"threads set after TensorFlow has started: {error}") from error
+
+
+def start_lanes(choose: ChooseNumLanes | None, num_replicas: int) -> int:
+    """How many lanes (`trainer.lanes`) the replica of this process computes in. Where they are several, TensorFlow gets one
+    thread for an operation, and as many operations go on at once.
+
+    A number of threads that is set counts as that of the cores. Without `choose`, with a GPU, and where TensorFlow has started
+    with other threads, there is one lane.
+    """
+    if choose is None or tf.config.list_physical_devices("GPU"):
+        return 1
+    num_cores = int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0)) or len(os.sched_getaffinity(0))
+    num_lanes = choose(num_replicas, num_cores)
+    if num_lanes > 1:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            tf.config.threading.set_inter_op_parallelism_threads(num_lanes)
+        except RuntimeError as error:
+            logger.info("all cores share each operation, since TensorFlow has started: %s", error)
+            return 1
+    return num_lanes
 
 
 def make_deterministic(seed: int) -> None:

@@ -27,7 +27,7 @@ class HorovodDistribution(OneReplica):
 
     name = "horovod"
 
-    def __init__(self, config: DistributionConfig) -> None:
+    def __init__(self, config: DistributionConfig, choose_num_lanes: devices.ChooseNumLanes | None = None) -> None:
         # A rank that never arrives ends the others after this long, instead of being warned about for ever.
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(round(config.timeout_seconds)))
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(round(min(60.0, config.timeout_seconds / 2))))
@@ -51,6 +51,7 @@ class HorovodDistribution(OneReplica):
         self.address = _address(is_one_machine=hvd.local_size() == hvd.size())
         devices.share_cores(hvd.local_rank(), hvd.local_size())
         devices.use_gpu(hvd.local_rank(), hvd.local_size())
+        self.num_lanes = devices.start_lanes(choose_num_lanes, self.num_replicas)
         self._memory: SharedMemory | None = None
         devices.require_one_kind(gather(self, np.array(has_gpu, np.int64)).astype(bool).tolist())
         if shares_memory:

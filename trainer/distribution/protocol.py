@@ -23,6 +23,7 @@ class Distribution(Protocol):
     replicas:      numbers of the replicas that live in this process
     num_replicas:  how many there are in all processes
     is_chief:      whether this process writes what is written once
+    num_lanes:     how many lanes each replica of this process computes in (`trainer.lanes`)
     address:       name under which the other processes reach this one's machine; "localhost" where all are on one
     """
 
@@ -33,6 +34,7 @@ class Distribution(Protocol):
     num_replicas: int
     is_chief: bool
     address: str
+    num_lanes: int
 
     def scope(self) -> AbstractContextManager[Any]:
         """Variables created inside belong to all replicas."""

@@ -22,8 +22,9 @@ class SingleDistribution(OneReplica):
     is_chief = True
     address = "localhost"
 
-    def __init__(self) -> None:
+    def __init__(self, choose_num_lanes: devices.ChooseNumLanes | None = None) -> None:
         devices.use_gpu(local_rank=0, local_size=1)
+        self.num_lanes = devices.start_lanes(choose_num_lanes, self.num_replicas)
 
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return list(tensors)

@@ -26,6 +26,7 @@ class StrategyDistribution:
         rank: int,
         num_processes: int,
         timeout_seconds: float,
+        num_lanes: int,
         address: str = "localhost",
     ) -> None:
         self.name, self.address = name, address
@@ -34,6 +35,7 @@ class StrategyDistribution:
         here = self.num_replicas // num_processes
         self.replicas = range(rank * here, (rank + 1) * here)
         self.is_chief = rank == 0
+        self.num_lanes = num_lanes
         self._strategy = strategy
         self._options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout_seconds)
         self._sum = tf.function(self._sum_in_graph)
@@ -102,7 +104,9 @@ class StrategyDistribution:
         return self._strategy.run(contribute, args=(values,))
 
 
-def connect_mirrored(config: DistributionConfig) -> StrategyDistribution:
+def connect_mirrored(
+    config: DistributionConfig, choose_num_lanes: devices.ChooseNumLanes | None = None
+) -> StrategyDistribution:
     """The GPUs of this machine, or, where there are none, logical devices of its CPU.
 
     Raises BackendError where there are fewer devices than `num_replicas`.
@@ -114,11 +118,15 @@ def connect_mirrored(config: DistributionConfig) -> StrategyDistribution:
                 f"distribution.num_replicas: got {config.num_replicas}, but this machine has {len(names)} GPUs; ask for fewer"
             )
         names = devices.split_cpu(config.num_replicas)
-    strategy = tf.distribute.MirroredStrategy(names[: config.num_replicas] or ["CPU:0"])
-    return StrategyDistribution("mirrored", strategy, rank=0, num_processes=1, timeout_seconds=config.timeout_seconds)
+    names = names[: config.num_replicas] or ["CPU:0"]
+    num_lanes = devices.start_lanes(choose_num_lanes, num_replicas=1) if len(names) == 1 else 1
+    strategy = tf.distribute.MirroredStrategy(names)
+    return StrategyDistribution("mirrored", strategy, 0, 1, config.timeout_seconds, num_lanes)
 
 
-def connect_multiworker(config: DistributionConfig) -> StrategyDistribution:
+def connect_multiworker(
+    config: DistributionConfig, choose_num_lanes: devices.ChooseNumLanes | None = None
+) -> StrategyDistribution:
     """The processes that TF_CONFIG lists.
 
     Raises BackendError where TF_CONFIG is missing or lacks what is needed.
@@ -138,6 +146,7 @@ def connect_multiworker(config: DistributionConfig) -> StrategyDistribution:
     except (ValueError, TypeError, IndexError) as error:
         raise BackendError(f"backend multiworker: TF_CONFIG cannot be read ({error}): {os.environ['TF_CONFIG']!r}") from error
     devices.use_all_gpus()
+    num_lanes = devices.start_lanes(choose_num_lanes, num_processes)  # without a GPU each process is one replica
     options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=config.timeout_seconds)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    return StrategyDistribution("multiworker", strategy, rank, num_processes, config.timeout_seconds, address)
+    return StrategyDistribution("multiworker", strategy, rank, num_processes, config.timeout_seconds, num_lanes, address)

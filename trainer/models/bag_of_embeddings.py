@@ -10,6 +10,7 @@ import tensorflow as tf
 from trainer.config import ModelConfig
 from trainer.models import blocks
 from trainer.models.blocks import DropoutKey, Weights
+from trainer.models.lookups import look_up
 
 
 def averages(
@@ -24,6 +25,6 @@ def averages(
 
     With a key there is dropout on the averages.
     """
-    embedded_BTD = blocks.embed(weights["token_embedding"], tokens_BT)
+    embedded_BTD = look_up(weights["token_embedding"], tokens_BT)
     mean_BGD = blocks.segment_means(embedded_BTD, segments_BT, num_segments)
     return blocks.dropout(mean_BGD, model.dropout, dropout_key, site=0)

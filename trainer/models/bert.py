@@ -11,6 +11,7 @@ from trainer.config import ModelConfig
 from trainer.models import attention, blocks
 from trainer.models.blocks import DropoutKey, Site, TokenOutput, Weights
 from trainer.models.layers import run_block
+from trainer.models.lookups import look_up
 
 
 def hidden_states(
@@ -29,12 +30,12 @@ def hidden_states(
     are 0.
     """
     mask = blocks.segment_mask(segments_BT, segments_BT)
-    x_BTD = blocks.embed(weights["token_embedding"], tokens_BT)
+    x_BTD = look_up(weights["token_embedding"], tokens_BT)
     time = blocks.sizes(tokens_BT)[1]
     x_BTD += blocks.learned_positions(weights, time, positions_BT)
     if model.token_types:
         table = weights["type_embedding"]
-        x_BTD += table[0] if types_BT is None else blocks.embed(table, types_BT)
+        x_BTD += table[0] if types_BT is None else look_up(table, types_BT)
     if positions_BT is None:
         positions_BT = tf.range(time)[None]
     x_BTD = blocks.normalize(model, weights, "embedding_norm", x_BTD)

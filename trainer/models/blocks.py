@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from trainer.config import ModelConfig
 from trainer.models import elementwise
+from trainer.models.lookups import look_up
 from trainer.models.products import product
 
 Weights = Mapping[str, tf.Tensor]
@@ -39,20 +40,6 @@ class DropoutKey:
 
     seed: tf.Tensor  # int64 [2]: the run's seed, the step
     first_row: tf.Tensor  # int64 []
-
-
-@tf.custom_gradient
-def embed(table_VD: tf.Tensor, tokens_BT: tf.Tensor) -> tf.Tensor:
-    """Rows of a table, with a dense gradient: IndexedSlices would be concatenated with a tied output's gradient, and sent
-    between replicas by an all-gather that grows with their number. It is summed in float32 and then rounded: in bfloat16
-    that of a token that comes often would stop growing."""
-
-    def gradient(upstream_BTD: tf.Tensor) -> tuple[tf.Tensor, None]:
-        rows = tf.cast(tf.reshape(upstream_BTD, (-1, table_VD.shape[1])), tf.float32)
-        sums_VD = tf.math.unsorted_segment_sum(rows, tf.reshape(tokens_BT, (-1,)), table_VD.shape[0])
-        return tf.cast(sums_VD, table_VD.dtype), None
-
-    return tf.gather(table_VD, tokens_BT), gradient
 
 
 def linear(model: ModelConfig, weights: Weights, name: str, x_BTD: tf.Tensor) -> tf.Tensor:
@@ -177,7 +164,7 @@ def segment_mask(query_segments_BT: tf.Tensor, key_segments_BS: tf.Tensor) -> tf
 def learned_positions(weights: Weights, time: int | tf.Tensor, positions_BT: tf.Tensor | None) -> tf.Tensor:
     """Rows of the table of positions: [T, D] where all rows of the batch count from 0, [B, T, D] where positions are given."""
     table = weights["position_embedding"]
-    return table[:time] if positions_BT is None else embed(table, positions_BT)
+    return table[:time] if positions_BT is None else look_up(table, positions_BT)
 
 
 def sinusoidal_positions(positions_BT: tf.Tensor, width: int) -> tf.Tensor:
@@ -216,7 +203,7 @@ def relative_bias(
     farthest = model.relative_distance  # beyond it all are in one bucket
     buckets = tf.constant(relative_buckets(model, np.arange(-farthest, farthest + 1), causal=causal))
     distances_TS = tf.clip_by_value(key_places_S[None] - query_places_T[:, None], -farthest, farthest)
-    bias_TSH = embed(table_RH, tf.gather(buckets, distances_TS + farthest))
+    bias_TSH = look_up(table_RH, tf.gather(buckets, distances_TS + farthest))
     return tf.cast(tf.transpose(bias_TSH, (2, 0, 1)), tf.float32)
 
 

@@ -14,6 +14,7 @@ from trainer.config import ModelConfig
 from trainer.models import attention, blocks
 from trainer.models.blocks import DropoutKey, Site, TokenOutput, Weights
 from trainer.models.layers import run_block
+from trainer.models.lookups import look_up
 
 # Places of dropout in a layer: probabilities and output of each attention, within and after the feed-forward layer.
 _ENCODER_SITES, _DECODER_SITES = 4, 6
@@ -163,7 +164,7 @@ def read(
 
 
 def _embed(model: ModelConfig, weights: Weights, tokens_BT: tf.Tensor, positions_BT: tf.Tensor | None) -> tf.Tensor:
-    x_BTD = blocks.embed(weights["token_embedding"], tokens_BT)
+    x_BTD = look_up(weights["token_embedding"], tokens_BT)
     if model.positions == "learned":
         x_BTD += blocks.learned_positions(weights, blocks.sizes(tokens_BT)[1], positions_BT)
     if model.positions == "sinusoidal":

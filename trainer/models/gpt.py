@@ -10,6 +10,7 @@ from trainer.config import ModelConfig
 from trainer.models import attention, blocks
 from trainer.models.blocks import DropoutKey, Site, TokenOutput, Weights
 from trainer.models.layers import run_block
+from trainer.models.lookups import look_up
 
 
 def logits(
@@ -42,7 +43,7 @@ def hidden_states(
     mask = blocks.causal_mask(time)
     if segments_BT is not None:
         mask += blocks.segment_mask(segments_BT, segments_BT)
-    x_BTD = blocks.embed(weights["token_embedding"], tokens_BT)
+    x_BTD = look_up(weights["token_embedding"], tokens_BT)
     if model.positions == "learned":
         x_BTD += blocks.learned_positions(weights, time, positions_BT)
     if positions_BT is None:

@@ -23,23 +23,25 @@ logger = logging.getLogger(__name__)
 class Monitor:
     """Writes the steps that are to be logged: the first, the last, and every `logging.every`."""
 
-    def __init__(self, config: Config, sizes: Sizes, num_devices: int, writers: Sequence[Writer]) -> None:
+    def __init__(self, config: Config, sizes: Sizes, num_devices: int, writers: Sequence[Writer], num_lanes: int = 1) -> None:
         self._config = config
         self._writers = writers
         self._flops_per_token = run_flops_per_token(config, sizes)
-        peak, self.peak_source = peak_flops_per_second(config.train.precision) if writers else (math.inf, "")
+        peak, self.peak_source = peak_flops_per_second(config.train.precision, num_lanes) if writers else (math.inf, "")
         self.peak_flops_per_second = peak * num_devices
         self._num_skipped = 0
 
     @classmethod
-    def of_run(cls, config: Config, sizes: Sizes, num_devices: int, run: RunDirectory, step: int) -> Monitor:
+    def of_run(
+        cls, config: Config, sizes: Sizes, num_devices: int, run: RunDirectory, step: int, num_lanes: int = 1
+    ) -> Monitor:
         """The chief's: to TensorBoard, `metrics.jsonl` and the console."""
         writers = (
             TensorBoardWriter(run.tensorboard, step),
             JsonLinesWriter(run.metrics),
             ConsoleWriter(config.train.steps, step),
         )
-        return cls(config, sizes, num_devices, writers)
+        return cls(config, sizes, num_devices, writers, num_lanes)
 
     def is_logged(self, step: int) -> bool:
         return step == 1 or step == self._config.train.steps or step % self._config.logging.every == 0

@@ -12,10 +12,10 @@ from trainer.models.products import product
 from trainer.planning.hardware import Precision, accelerator_of
 
 
-def peak_flops_per_second(precision: Precision) -> tuple[float, str]:
+def peak_flops_per_second(precision: Precision, num_lanes: int = 1) -> tuple[float, str]:
     """Floating-point operations per second that one device reaches at best, and where the figure comes from.
 
-    A known GPU's data sheet, otherwise a measured matrix product.
+    A known GPU's data sheet, otherwise a measured matrix product: one in each lane (`trainer.lanes`).
     """
     gpus = tf.config.get_visible_devices("GPU")
     if gpus:
@@ -24,7 +24,7 @@ def peak_flops_per_second(precision: Precision) -> tuple[float, str]:
         peak = None if known is None else known.peak(precision)
         if known is not None and peak is not None:
             return peak, known.source
-    return _measured_matrix_product(tf.dtypes.as_dtype(precision)), "measured matrix product"
+    return _measured_matrix_product(tf.dtypes.as_dtype(precision), num_lanes), "measured matrix product"
 
 
 def num_devices(distribution: Distribution) -> int:
@@ -39,12 +39,14 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _measured_matrix_product(dtype: tf.DType, size: int = 1024, repeats: int = 4) -> float:
-    """The fastest of a few square products, in floating-point operations per second."""
+def _measured_matrix_product(dtype: tf.DType, num_lanes: int, size: int = 1024, repeats: int = 4) -> float:
+    """The fastest of a few square products, as many at once as there are lanes, in floating-point operations per second."""
     square = tf.cast(tf.random.stateless_normal((size, size), (1, 2)), dtype)
+    products = tf.function(lambda *squares: [product(each, each) for each in squares], autograph=False)
     fastest = float("inf")
     for _ in range(1 + repeats):
         began = time.perf_counter()
-        product(square, square).numpy()
+        for each in products(*[square] * num_lanes):
+            each.numpy()
         fastest = min(fastest, time.perf_counter() - began)
-    return 2.0 * size**3 / fastest
+    return 2.0 * size**3 * num_lanes / fastest

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.config import Config
+from trainer.lanes import num_lanes_being_built
 from trainer.models.blocks import TokenOutput, flat_scores, token_scores
 from trainer.models.elementwise import cross_entropy
 from trainer.tasks import chunked_loss
@@ -96,7 +97,9 @@ def share_right(outputs: Mapping[str, np.ndarray]) -> float:
 def _chunk(config: Config, output: TokenOutput, targets: tf.Tensor) -> int | None:
     num_positions = targets.shape.num_elements()
     assert num_positions is not None, "batches have shapes that are known when the graph is built"
-    return config.loss_chunk(num_positions, output.table_VD.shape[0])
+    num_lanes = num_lanes_being_built()
+    chunk = config.loss_chunk(num_positions * num_lanes, output.table_VD.shape[0])
+    return None if chunk is None else -(-chunk // num_lanes)
 
 
 def _num_counted(targets: tf.Tensor) -> tf.Tensor:
