@@ -113,15 +113,16 @@ def compile_evaluation(
     `sample_ids`: [num_batches, local replicas, A, M, ...]."""
     dtype, task = PRECISIONS[config.train.precision], choose_task(config)
 
-    @tf.function(jit_compile=compiler == "xla", autograph=False)
     def micro_batch(values: list[tf.Tensor], features: Features) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         computed = {name: tf.cast(value, dtype) for name, value in zip(weights, values, strict=True)}
         with compiled_apart(compiler == "elementwise"):
             sums, outputs = task.evaluate(computed, features)
         return list(sums), outputs
 
+    of_lane = _function_of_lane(micro_batch, compiler, distribution.num_lanes)
+
     def in_all_lanes(values: list[tf.Tensor], features: Features) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-        lanes = in_lanes(lambda rows, _: micro_batch(values, rows), features, 0, distribution.num_lanes)
+        lanes = in_lanes(lambda rows, _: of_lane(values, rows), features, 0, distribution.num_lanes)
         sums, outputs = zip(*lanes, strict=True)
         return _sums(sums), {name: tf.concat([each[name] for each in outputs], 0) for name in outputs[0]}
 
@@ -169,6 +170,12 @@ def _one_by_one(compute: Callable[[Features], Any], features: Features, num_micr
         yield result
 
 
+def _function_of_lane(function: Callable[..., Any], compiler: Compiler, num_lanes: int) -> Callable[..., Any]:
+    """`function` for each lane to call. Of several it is not inlined: so the graph has it, and TensorFlow prepares it, once."""
+    attributes = {"_noinline": True} if num_lanes > 1 else None
+    return tf.function(function, jit_compile=compiler == "xla", autograph=False, experimental_attributes=attributes)
+
+
 def _sums(parts: Sequence[Sequence[tf.Tensor]]) -> list[tf.Tensor]:
     """Of the first of each part, of the second, and so on."""
     return [functools.reduce(tf.add, each) for each in zip(*parts, strict=True)]
@@ -187,7 +194,7 @@ def _update_function(
     trained = [name for name, parameter in state.parameters.items() if parameter.is_trainable]
     frozen = [name for name in state.weights if name not in trained]
     differentiation = _differentiation(config, choose_task(config), trained, frozen, compiler)
-    differentiate = tf.function(differentiation, jit_compile=compiler == "xla", autograph=False)
+    differentiate = _function_of_lane(differentiation, compiler, distribution.num_lanes)
     scaled = config.train.precision == "float16"
     # In float16 the loss scale is that of a micro-batch's mean, as is customary: a sum over many tokens has gradients that
     # leave float16's range at any scale. It does not depend on the number of replicas.
