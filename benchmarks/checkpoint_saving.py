@@ -13,6 +13,7 @@ worth. Printed are medians of the rounds, and two ratios:
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pydoc_data.topics
 import statistics
@@ -142,21 +143,22 @@ def _set_up(
     from trainer.data.corpus import open_corpus
     from trainer.data.pipeline import training_batches
     from trainer.distribution import connect
+    from trainer.lanes import choose_num_lanes
     from trainer.position import GraphPosition
     from trainer.progress import Progress
     from trainer.resume import saving_context, snapshot
     from trainer.run_directory import RunDirectory
     from trainer.saver import CheckpointSaver
-    from trainer.sizes import Sizes
     from trainer.step import choose_compiler, compile_training
     from trainer.training_state import create_state
 
     configs = {leg: _config(directory, shape, leg) for leg in LEGS}
     config = configs["background"]
     corpus = open_corpus(config)
-    distribution = connect(config.distribution)
+    sizes = corpus.manifest.sizes
+    distribution = connect(config.distribution, functools.partial(choose_num_lanes, config, sizes))
     plan = plan_batches(config.train, distribution.num_replicas)
-    state = create_state(config, Sizes(corpus.manifest.vocabulary_size))
+    state = create_state(config, sizes)
     train_steps = compile_training(config, state, distribution, plan, choose_compiler(config)[0], GraphPosition())
     batches = distribution.iterate(training_batches(corpus.train, corpus.order, plan, 0, distribution.replicas))
     step = 0

@@ -17,6 +17,7 @@ small that its figures say nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -257,6 +258,7 @@ def _training(contestant: Contestant, precision: str) -> Callable[[int], object]
     from trainer.config import Config, plan_batches
     from trainer.distribution import connect
     from trainer.heap import compiled_by_first_call
+    from trainer.lanes import choose_num_lanes
     from trainer.position import GraphPosition
     from trainer.sizes import Sizes
     from trainer.step import choose_compiler, compile_training
@@ -266,8 +268,9 @@ def _training(contestant: Contestant, precision: str) -> Callable[[int], object]
     if not contestant.has_logits:
         _leave_out_the_logits()
     config = Config.model_validate(_sections(shape, contestant, precision))
-    distribution = connect(config.distribution)
-    plan, state = plan_batches(config.train, distribution.num_replicas), create_state(config, Sizes(shape.vocabulary))
+    sizes = Sizes(shape.vocabulary)
+    distribution = connect(config.distribution, functools.partial(choose_num_lanes, config, sizes))
+    plan, state = plan_batches(config.train, distribution.num_replicas), create_state(config, sizes)
     compiler, _ = choose_compiler(config)
     train_steps = compile_training(config, state, distribution, plan, compiler, GraphPosition())
     train_steps = compiled_by_first_call(train_steps)  # as `train` does

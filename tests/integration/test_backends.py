@@ -86,6 +86,27 @@ def test_accumulating_micro_batches_changes_no_loss(single: Runs) -> None:
     compare("single", single, single)
 
 
+@pytest.mark.processes
+def test_two_lanes_have_the_losses_of_one(prepared: Path) -> None:
+    """As cores count the threads that TensorFlow is given: the machine may have another number of them."""
+    changes: dict[str, Mapping[str, Any]] = {
+        "data": {"pack": False},
+        "model": {"dropout": 0.1},
+        "train": {"micro_batch_size": 4},
+    }
+    runs = []
+    for num_lanes in (1, 2):
+        config = training_config(prepared, f"lanes-{num_lanes}", **changes)
+        command = [str(BIN / "drumline"), "train", *write_configs(prepared, [config])]
+        printed = checked(run_command(command, environment(TF_NUM_INTRAOP_THREADS=str(num_lanes))))
+        assert ("lanes: 2, each of which computes 2 sequences" in printed.stdout + printed.stderr) == (num_lanes == 2)
+        runs.append(run_path(config))
+    one, two = runs
+    assert largest_difference(train_losses(two), train_losses(one)) <= TOLERANCE
+    assert largest_difference(validation_losses(two), validation_losses(one)) <= TOLERANCE
+    assert ledger_hash(two) == ledger_hash(one)
+
+
 @pytest.mark.slow
 def test_two_mirrored_replicas_have_the_losses_of_one(prepared: Path, single: Runs) -> None:
     configs = variants(prepared, "mirrored", num_replicas=2)
