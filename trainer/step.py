@@ -284,7 +284,9 @@ def _differentiation(
                 named = zip([*trained, *frozen], [*values, *fixed], strict=True)
                 computed = {name: tf.cast(value, dtype) for name, value in named}
                 scale = loss_scale if dtype == tf.float16 else None
-                with lookups_apart({name: computed[name] for name in trained}, tape) as lookups:
+                # Of single samples: what computes the gradients of all at once (`tf.vectorized_map`) cannot scatter.
+                tables = {name: computed[name] for name in trained} if privacy is None else {}
+                with lookups_apart(tables, tape) as lookups:
                     loss_sum, num_counted = task.loss_sums(computed, features, key, scale)
                 scaled_loss = loss_sum if scale is None else loss_sum * scale
             sources = [*values, *lookups.rows]

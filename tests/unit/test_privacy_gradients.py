@@ -5,6 +5,7 @@ M: rows, T: tokens of a row, D: width.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,13 @@ def test_an_update_is_that_of_the_reference(noise: float) -> None:
     total = np.sqrt(sum((((expected[name] + drawn) / 8) ** 2).sum() for name, drawn in zip(expected, added, strict=True)))
     assert reported["gradient_norm"][0] == pytest.approx(total, rel=1e-5)
     assert not reported["is_skipped"][0]
+
+
+def test_no_operation_is_left_to_a_loop_over_the_samples(caplog: pytest.LogCaptureFixture) -> None:
+    """TensorFlow would fall back on one, and warn."""
+    with caplog.at_level(logging.WARNING, "tensorflow"):
+        one_update(private_config(0.0))
+    assert "while_loop" not in caplog.text
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.5])
