@@ -12,14 +12,11 @@ from typing import TypeVar
 
 import tensorflow as tf
 
+from trainer.check import estimate_memory
 from trainer.config import Config, plan_batches
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
 from trainer.tasks.task import Features
-
-# A lane's gradients are written and read once more: with fewer tokens to a weight that takes longer than the waiting.
-LEAST_TOKENS_A_WEIGHT = 1e-5
-MOST_LANES = 8  # each has gradients of its own
 
 Result = TypeVar("Result")
 
@@ -28,14 +25,16 @@ _num_lanes_being_built = ContextVar("num_lanes_being_built", default=1)
 
 def choose_num_lanes(config: Config, sizes: Sizes, num_replicas: int, num_cores: int) -> int:
     """How many lanes a replica has that computes on so many cores: one a core, where the rows of a micro-batch can be divided
-    so and there is enough to compute; otherwise one, for which all cores share each operation."""
-    rows = plan_batches(config.train, num_replicas).rows_per_micro_batch
+    so and there is memory for it; otherwise one, for which all cores share each operation."""
+    plan = plan_batches(config.train, num_replicas)
     # Texts are written by other functions than the update's, which would have but one core.
-    if num_cores > MOST_LANES or rows % num_cores or config.train.compile == "xla" or config.evaluation.generate:
+    if plan.rows_per_micro_batch % num_cores or config.train.compile == "xla" or config.evaluation.generate:
         return 1
-    trained = sum(each.num_elements for each in run_parameters(config, sizes).values() if each.is_trainable)
-    tokens = rows // num_cores * config.data.sequence_length
-    return num_cores if tokens >= LEAST_TOKENS_A_WEIGHT * trained else 1
+    weights = run_parameters(config, sizes)
+    gradients = 4 * sum(each.num_elements for each in weights.values() if each.is_trainable)
+    # When the gradients of all lanes are there, the activations are gone: up to their size gradients take no memory more.
+    activations = estimate_memory(config, plan, weights, sizes.vocabulary_size).activations
+    return num_cores if num_cores * gradients <= activations else 1
 
 
 def in_lanes(

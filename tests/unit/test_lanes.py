@@ -10,7 +10,9 @@ import pytest
 import tensorflow as tf
 
 from tests.unit.toy_training import VOCABULARY_SIZE, config
-from trainer.lanes import LEAST_TOKENS_A_WEIGHT, choose_num_lanes, in_lanes, num_lanes_being_built
+from trainer.check import estimate_memory
+from trainer.config import plan_batches
+from trainer.lanes import choose_num_lanes, in_lanes, num_lanes_being_built
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
 
@@ -19,8 +21,11 @@ pytestmark = pytest.mark.usefixtures("tensorflow")
 SIZES = Sizes(VOCABULARY_SIZE)
 
 
+LONG = {"sequence_length": 64}  # so that activations take fifty times the memory of the toy's gradients
+
+
 @pytest.mark.parametrize(
-    ("sections", "num_replicas", "num_cores", "expected"),
+    ("train", "num_replicas", "num_cores", "expected"),
     [
         ({}, 1, 2, 2),
         ({}, 1, 8, 8),
@@ -28,30 +33,28 @@ SIZES = Sizes(VOCABULARY_SIZE)
         ({}, 2, 8, 1),  # four rows each
         ({}, 1, 3, 1),
         ({}, 1, 1, 1),
-        ({"train": {"micro_batch_size": 4}}, 1, 8, 1),
-        ({"train": {"micro_batch_size": 4}}, 1, 4, 4),
-        ({"train": {"global_batch_size": 64}}, 1, 16, 1),  # gradients sixteen times
-        ({"train": {"compile": "xla"}}, 1, 2, 1),
-        ({"train": {"compile": "elementwise"}}, 1, 2, 2),
+        ({"micro_batch_size": 4}, 1, 8, 1),
+        ({"micro_batch_size": 4}, 1, 4, 4),
+        ({"compile": "xla"}, 1, 2, 1),
+        ({"compile": "elementwise"}, 1, 2, 2),
     ],
 )
 def test_each_core_has_a_lane_where_the_rows_divide(
-    sections: Mapping[str, Any], num_replicas: int, num_cores: int, expected: int
+    train: Mapping[str, Any], num_replicas: int, num_cores: int, expected: int
 ) -> None:
-    assert choose_num_lanes(config(**sections), SIZES, num_replicas, num_cores) == expected
+    assert choose_num_lanes(config(data=LONG, train=train), SIZES, num_replicas, num_cores) == expected
 
 
-def test_there_are_tokens_enough_for_the_weights_to_be_worth_a_lane() -> None:
-    settings = config(model={"width": 1024})
-    weights = sum(each.num_elements for each in run_parameters(settings, SIZES).values())
-    rows = 2 * int(LEAST_TOKENS_A_WEIGHT * weights / 10 + 1)  # of 10 tokens
-    for global_batch_size, expected in ((rows, 2), (rows - 2, 1)):
-        enough = config(model={"width": 1024}, train={"global_batch_size": global_batch_size})
-        assert choose_num_lanes(enough, SIZES, 1, 2) == expected
+def test_the_gradients_of_all_lanes_take_no_more_memory_than_the_activations() -> None:
+    settings = config(train={"global_batch_size": 16})
+    memory = estimate_memory(settings, plan_batches(settings.train, 1), run_parameters(settings, SIZES), VOCABULARY_SIZE)
+    assert 8 <= memory.activations // memory.gradients < 16
+    assert [choose_num_lanes(settings, SIZES, 1, num_cores) for num_cores in (8, 16)] == [8, 1]
 
 
 def test_where_texts_are_written_they_have_all_cores() -> None:
-    written = config().model_copy(update={"evaluation": config().evaluation.model_copy(update={"generate": 4})})
+    settings = config(data=LONG)
+    written = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"generate": 4})})
     assert choose_num_lanes(written, SIZES, 1, 2) == 1
 
 
