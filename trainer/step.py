@@ -114,9 +114,8 @@ def compile_evaluation(
     dtype, task = PRECISIONS[config.train.precision], choose_task(config)
 
     def micro_batch(values: list[tf.Tensor], features: Features) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-        computed = {name: tf.cast(value, dtype) for name, value in zip(weights, values, strict=True)}
         with compiled_apart(compiler == "elementwise"):
-            sums, outputs = task.evaluate(computed, features)
+            sums, outputs = task.evaluate(dict(zip(weights, values, strict=True)), features)
         return list(sums), outputs
 
     of_lane = _function_of_lane(micro_batch, compiler, distribution.num_lanes)
@@ -127,7 +126,7 @@ def compile_evaluation(
         return _sums(sums), {name: tf.concat([each[name] for each in outputs], 0) for name in outputs[0]}
 
     def replica(batch: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-        values = [tf.convert_to_tensor(weight) for weight in weights.values()]
+        values = [tf.cast(tf.convert_to_tensor(weight), dtype) for weight in weights.values()]
         features = {name: value for name, value in batch.items() if name not in BOOKKEEPING}
         # One after another, as in training: together they need not fit.
         compute = functools.partial(in_all_lanes, values)
@@ -195,7 +194,8 @@ def _update_function(
     frozen = [name for name in state.weights if name not in trained]
     differentiation = _differentiation(config, choose_task(config), trained, frozen, compiler)
     differentiate = _function_of_lane(differentiation, compiler, distribution.num_lanes)
-    scaled = config.train.precision == "float16"
+    dtype = PRECISIONS[config.train.precision]
+    scaled = dtype == tf.float16
     # In float16 the loss scale is that of a micro-batch's mean, as is customary: a sum over many tokens has gradients that
     # leave float16's range at any scale. It does not depend on the number of replicas.
     micro_batch_size = plan.global_batch_size // plan.num_micro_batches
@@ -212,7 +212,8 @@ def _update_function(
             computing = position.mark(step, COMPUTING)
         with tf.control_dependencies([computing]):
             batch = {name: tf.identity(value) for name, value in batch.items()}
-        values, fixed = ([tf.convert_to_tensor(state.weights[name]) for name in names] for names in (trained, frozen))
+        computed = {name: tf.cast(tf.convert_to_tensor(weight), dtype) for name, weight in state.weights.items()}
+        values, fixed = ([computed[name] for name in names] for names in (trained, frozen))
         features = {name: value for name, value in batch.items() if name not in BOOKKEEPING}
         loss_scale = tf.convert_to_tensor(state.loss_scale)
 
@@ -267,8 +268,9 @@ def _differentiation(
     config: Config, task: Task, trained: list[str], frozen: list[str], compiler: Compiler
 ) -> Callable[..., list[tf.Tensor]]:
     """A pure function (trained weights, frozen ones, features, first_row, step, loss_scale) -> [*gradients, loss sum, how
-    many losses, how many tokens], float32. With `privacy` the gradients are sums of those of single samples, each clipped."""
-    dtype, privacy = PRECISIONS[config.train.precision], config.privacy
+    many losses, how many tokens], float32; the weights are in the precision of the computation. With `privacy` the gradients
+    are sums of those of single samples, each clipped."""
+    is_float16, privacy = config.train.precision == "float16", config.privacy
 
     def differentiate(
         values: list[tf.Tensor],
@@ -281,17 +283,16 @@ def _differentiation(
         def of_rows(features: Features, key: DropoutKey) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
             with compiled_apart(compiler == "elementwise"), tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
-                named = zip([*trained, *frozen], [*values, *fixed], strict=True)
-                computed = {name: tf.cast(value, dtype) for name, value in named}
-                scale = loss_scale if dtype == tf.float16 else None
-                # Of single samples: what computes the gradients of all at once (`tf.vectorized_map`) cannot scatter.
-                tables = {name: computed[name] for name in trained} if privacy is None else {}
-                with lookups_apart(tables, tape) as lookups:
-                    loss_sum, num_counted = task.loss_sums(computed, features, key, scale)
+                own = dict(zip(trained, values, strict=True))
+                scale = loss_scale if is_float16 else None
+                # Not in private training: what computes the gradients of all samples at once cannot scatter.
+                with lookups_apart(own if privacy is None else {}, tape) as lookups:
+                    weights = own | dict(zip(frozen, fixed, strict=True))
+                    loss_sum, num_counted = task.loss_sums(weights, features, key, scale)
                 scaled_loss = loss_sum if scale is None else loss_sum * scale
             sources = [*values, *lookups.rows]
             found = tape.gradient(scaled_loss, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            by_weights = dict(zip(trained, found[: len(trained)], strict=True))
+            by_weights = {name: tf.cast(each, tf.float32) for name, each in zip(trained, found, strict=False)}
             return list(lookups.added(by_weights, found[len(trained) :]).values()), loss_sum, num_counted
 
         key = DropoutKey(seed=tf.stack([tf.constant(config.run.seed, tf.int64), step]), first_row=first_row)
