@@ -18,6 +18,8 @@ from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
 from trainer.tasks.task import Features
 
+LARGEST_SHARE = 2 / 3  # of the memory of the activations that the gradients of all lanes may take
+
 Result = TypeVar("Result")
 
 _num_lanes_being_built = ContextVar("num_lanes_being_built", default=1)
@@ -32,9 +34,9 @@ def choose_num_lanes(config: Config, sizes: Sizes, num_replicas: int, num_cores:
         return 1
     weights = run_parameters(config, sizes)
     gradients = 4 * sum(each.num_elements for each in weights.values() if each.is_trainable)
-    # When the gradients of all lanes are there, the activations are gone: up to their size gradients take no memory more.
+    # When the gradients of all lanes are there, activations are gone. But that of a tied output comes while they are not.
     activations = estimate_memory(config, plan, weights, sizes.vocabulary_size).activations
-    return num_cores if num_cores * gradients <= activations else 1
+    return num_cores if num_cores * gradients <= LARGEST_SHARE * activations else 1
 
 
 def in_lanes(

@@ -118,7 +118,7 @@ def compile_evaluation(
             sums, outputs = task.evaluate(dict(zip(weights, values, strict=True)), features)
         return list(sums), outputs
 
-    of_lane = _function_of_lane(micro_batch, compiler, distribution.num_lanes)
+    of_lane = _function_of_lane(config, micro_batch, compiler, distribution.num_lanes)
 
     def in_all_lanes(values: list[tf.Tensor], features: Features) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         lanes = in_lanes(lambda rows, _: of_lane(values, rows), features, 0, distribution.num_lanes)
@@ -169,9 +169,10 @@ def _one_by_one(compute: Callable[[Features], Any], features: Features, num_micr
         yield result
 
 
-def _function_of_lane(function: Callable[..., Any], compiler: Compiler, num_lanes: int) -> Callable[..., Any]:
-    """`function` for each lane to call. Of several it is not inlined: so the graph has it, and TensorFlow prepares it, once."""
-    attributes = {"_noinline": True} if num_lanes > 1 else None
+def _function_of_lane(config: Config, function: Callable[..., Any], compiler: Compiler, num_lanes: int) -> Callable[..., Any]:
+    """`function` for each lane to call. Of several it is not inlined: so the graph has it, and TensorFlow prepares it, once. But
+    where memory is to be saved it is: then each gradient is added to those of the other lanes as soon as it is there."""
+    attributes = {"_noinline": True} if num_lanes > 1 and config.model.recompute == "none" else None
     return tf.function(function, jit_compile=compiler == "xla", autograph=False, experimental_attributes=attributes)
 
 
@@ -193,7 +194,7 @@ def _update_function(
     trained = [name for name, parameter in state.parameters.items() if parameter.is_trainable]
     frozen = [name for name in state.weights if name not in trained]
     differentiation = _differentiation(config, choose_task(config), trained, frozen, compiler)
-    differentiate = _function_of_lane(differentiation, compiler, distribution.num_lanes)
+    differentiate = _function_of_lane(config, differentiation, compiler, distribution.num_lanes)
     dtype = PRECISIONS[config.train.precision]
     scaled = dtype == tf.float16
     # In float16 the loss scale is that of a micro-batch's mean, as is customary: a sum over many tokens has gradients that

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tests.unit.toy_training import VOCABULARY_SIZE, config
 from trainer.check import estimate_memory
 from trainer.config import plan_batches
-from trainer.lanes import choose_num_lanes, in_lanes, num_lanes_being_built
+from trainer.lanes import LARGEST_SHARE, choose_num_lanes, in_lanes, num_lanes_being_built
 from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
 
@@ -45,10 +45,10 @@ def test_each_core_has_a_lane_where_the_rows_divide(
     assert choose_num_lanes(config(data=LONG, train=train), SIZES, num_replicas, num_cores) == expected
 
 
-def test_the_gradients_of_all_lanes_take_no_more_memory_than_the_activations() -> None:
+def test_the_gradients_of_all_lanes_take_less_memory_than_the_activations() -> None:
     settings = config(train={"global_batch_size": 16})
     memory = estimate_memory(settings, plan_batches(settings.train, 1), run_parameters(settings, SIZES), VOCABULARY_SIZE)
-    assert 8 <= memory.activations // memory.gradients < 16
+    assert 8 <= LARGEST_SHARE * memory.activations / memory.gradients < 16
     assert [choose_num_lanes(settings, SIZES, 1, num_cores) for num_cores in (8, 16)] == [8, 1]
 
 

@@ -36,7 +36,11 @@ def recomputed(compute: Computation) -> Computation:
                     tape.watch(watched)
                     result = compute_after(zero, again)
                 found = iter(tape.gradient(result, watched, output_gradients=upstream))
-                return [next(found) if each.dtype.is_floating else None for each in again]
+                gradients = [next(found) if each.dtype.is_floating else None for each in again]
+                by_inputs, others = gradients[:num_inputs], gradients[num_inputs:]
+                # Nobody waits for the gradients by weights. Were they put off, what they are made of would stay.
+                with tf.control_dependencies([each for each in others if each is not None]):
+                    return [*(None if each is None else tf.identity(each) for each in by_inputs), *others]
 
             # Dropout's random numbers depend on the key alone: those of all blocks would be there before the first one runs.
             return compute_after(_zero_after(tensors[0]), tensors), gradient
