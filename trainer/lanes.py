@@ -18,6 +18,7 @@ from trainer.sizes import Sizes
 from trainer.tasks.parameters import run_parameters
 from trainer.tasks.task import Features
 
+MOST_LANES = 8  # their gradients are added up one after another
 LARGEST_SHARE = 2 / 3  # of the memory of the activations that the gradients of all lanes may take
 
 Result = TypeVar("Result")
@@ -29,8 +30,10 @@ def choose_num_lanes(config: Config, sizes: Sizes, num_replicas: int, num_cores:
     """How many lanes a replica has that computes on so many cores: one a core, where the rows of a micro-batch can be divided
     so and there is memory for it; otherwise one, for which all cores share each operation."""
     plan = plan_batches(config.train, num_replicas)
-    # Texts are written by other functions than the update's, which would have but one core.
-    if plan.rows_per_micro_batch % num_cores or config.train.compile == "xla" or config.evaluation.generate:
+    if num_cores > MOST_LANES or plan.rows_per_micro_batch % num_cores:
+        return 1
+    # XLA divides what it compiles itself; and texts are written by functions without lanes, which would have but one core.
+    if config.train.compile == "xla" or config.evaluation.generate:
         return 1
     weights = run_parameters(config, sizes)
     gradients = 4 * sum(each.num_elements for each in weights.values() if each.is_trainable)

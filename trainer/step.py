@@ -170,8 +170,8 @@ def _one_by_one(compute: Callable[[Features], Any], features: Features, num_micr
 
 
 def _function_of_lane(config: Config, function: Callable[..., Any], compiler: Compiler, num_lanes: int) -> Callable[..., Any]:
-    """`function` for each lane to call. Of several it is not inlined: so the graph has it, and TensorFlow prepares it, once. But
-    where memory is to be saved it is: then each gradient is added to those of the other lanes as soon as it is there."""
+    """`function` for each lane to call. Of several it is not inlined: so the graph has it, and TensorFlow prepares it, once.
+    But where memory is to be saved it is: then each gradient is added to those of the other lanes as soon as it is there."""
     attributes = {"_noinline": True} if num_lanes > 1 and config.model.recompute == "none" else None
     return tf.function(function, jit_compile=compiler == "xla", autograph=False, experimental_attributes=attributes)
 

@@ -35,6 +35,7 @@ LONG = {"sequence_length": 64}  # so that activations take fifty times the memor
         ({}, 1, 1, 1),
         ({"micro_batch_size": 4}, 1, 8, 1),
         ({"micro_batch_size": 4}, 1, 4, 4),
+        ({"global_batch_size": 16}, 1, 16, 1),  # more than are added up
         ({"compile": "xla"}, 1, 2, 1),
         ({"compile": "elementwise"}, 1, 2, 2),
     ],
