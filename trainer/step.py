@@ -19,10 +19,8 @@ from trainer.lanes import in_lanes
 from trainer.models.apart import compiled_apart
 from trainer.models.blocks import DropoutKey
 from trainer.models.lookups import lookups_apart
-from trainer.models.parameters import Parameter
-from trainer.optimizers.average import kept_of_average, move_average
-from trainer.optimizers.choice import ELEMENTWISE, update_weight
-from trainer.optimizers.scalars import UpdateScalars, update_scalars
+from trainer.optimizers.average import kept_of_average
+from trainer.optimizers.scalars import update_scalars
 from trainer.optimizers.schedules import learning_rate
 from trainer.position import COMPUTING, REDUCING, UPDATING, WAITING_FOR_BATCH, GraphPosition
 from trainer.privacy.gradients import Noise, clipped_sums
@@ -30,6 +28,7 @@ from trainer.sharded_update import reduce_scatter, sharded_update
 from trainer.tasks.choice import choose_task
 from trainer.tasks.task import Features, Task
 from trainer.training_state import TrainingState
+from trainer.weight_update import weight_update
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16, "float16": tf.float16}
 
@@ -45,8 +44,6 @@ REPORTED = {
     "data_wait_seconds": tf.float64,
     "sample_ids": tf.int64,
 }
-
-LEAST_COMPILED = 1 << 18  # numbers in a weight: what is smaller stays in the caches from one operation to the next
 
 Compiler = Literal["xla", "elementwise", "graph"]
 
@@ -372,7 +369,7 @@ def _change_of_weights(
     """What changes all trained weights by (gradients, factor, rate, step), where the last argument is true."""
     if state.share is not None:
         return sharded_update(config, state, distribution, trained)
-    change = _weight_update(config, compiler)
+    change = weight_update(config, is_compiled=compiler == "elementwise")
 
     def change_all(gradients: list[tf.Tensor], factor: tf.Tensor, rate: tf.Tensor, step: tf.Tensor, only_if: tf.Tensor) -> None:
         decay = config.train.average_decay
@@ -384,37 +381,6 @@ def _change_of_weights(
         distribution.update(change, changes, only_if=only_if)
 
     return change_all
-
-
-def _weight_update(config: Config, compiler: Compiler) -> Callable[..., None]:
-    """The change of one weight, of what the optimizer keeps of it, and of its average where there is one.
-
-    Where XLA compiles elementwise chains, that of a large weight is one, in place: it takes as long as memory takes to be read
-    and written once. Python traces it once for all weights of a kind.
-    """
-
-    def change(
-        weight: tf.Variable,
-        slots: Mapping[str, tf.Variable],
-        average: tf.Variable | None,
-        gradient: tf.Tensor,
-        parameter: Parameter,
-        factor: tf.Tensor,
-        scalars: UpdateScalars,
-        kept: tf.Tensor | None,
-    ) -> None:
-        update_weight(config.optimizer, parameter, weight, slots, gradient * factor, scalars)
-        if average is not None:
-            move_average(average, weight, kept)
-
-    if compiler != "elementwise" or config.optimizer.kind not in ELEMENTWISE:
-        return change
-    compiled = tf.function(change, jit_compile=True, autograph=False)
-
-    def change_apart(weight: tf.Variable, *others: Any) -> None:
-        (change if weight.shape.num_elements() < LEAST_COMPILED else compiled)(weight, *others)
-
-    return change_apart
 
 
 def _loss_scale_update(growth_steps: int) -> Callable[..., None]:

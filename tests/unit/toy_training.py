@@ -91,7 +91,7 @@ def dataset(plan: BatchPlan, replicas: range, unequal: bool, first_step: int = 0
 def matrices_compiled() -> Iterator[None]:
     """The updates of the toy's matrices are compiled as those of a real model's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.step.LEAST_COMPILED", 100)
+        patch.setattr("trainer.weight_update.LEAST_COMPILED", 100)
         yield
 
 
