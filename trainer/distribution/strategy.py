@@ -112,15 +112,15 @@ def connect_mirrored(
     Raises BackendError where there are fewer devices than `num_replicas`.
     """
     names = devices.use_all_gpus()
+    # Before the CPU is split: that starts TensorFlow, whose threads then are what they are.
+    num_lanes = devices.start_lanes(choose_num_lanes, num_replicas=1) if config.num_replicas in (None, 1) else 1
     if config.num_replicas is not None and len(names) < config.num_replicas:
         if names:
             raise BackendError(
                 f"distribution.num_replicas: got {config.num_replicas}, but this machine has {len(names)} GPUs; ask for fewer"
             )
         names = devices.split_cpu(config.num_replicas)
-    names = names[: config.num_replicas] or ["CPU:0"]
-    num_lanes = devices.start_lanes(choose_num_lanes, num_replicas=1) if len(names) == 1 else 1
-    strategy = tf.distribute.MirroredStrategy(names)
+    strategy = tf.distribute.MirroredStrategy(names[: config.num_replicas] or ["CPU:0"])
     return StrategyDistribution("mirrored", strategy, 0, 1, config.timeout_seconds, num_lanes)
 
 
